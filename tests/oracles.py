@@ -1,7 +1,7 @@
 """Slow, independent oracles for the tests, and vectors at a prescribed angle.
 
 Inputs are converted to multiple precision exactly; 100 digits are carried so that at least 60 are left after
-the cancellations of any angle down to 1e-15. Nothing here uses a closed form of `steepest.spectral`: inner
+the cancellations of any angle down to 1e-15 and of condition numbers up to 1e40. Nothing here uses a closed form of `steepest.spectral`: inner
 products are summed exactly, spectra and functions come from an eigendecomposition of the matrix itself, whole
 or restricted to an orthonormal basis of the span of the vectors (so the dimension may be large).
 
@@ -263,12 +263,13 @@ def pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Random (grad, update) of length n with the angle psi between -grad and update.
 
-    |grad| / |update| = rho and |grad| |update| = joint_scale**2, up to rounding; psi = 0 is met exactly. The
-    vectors are rounded to dtype, so ask `Member` for the angle that they really have.
+    |grad| / |update| = rho and |grad| |update| = joint_scale**2. The vectors are rounded to dtype, so ask `Member`
+    for the angle that they really have.
 
-    disjoint: whether the part of grad orthogonal to update lives on elements where update is zero. This meets
-    any angle to a few eps of the dtype, where dense vectors meet it to eps absolutely. None: dense if that
-    costs at most a thousandth of the angle and of its complement. Dense vectors have a y.g that cancels.
+    disjoint: whether the part of grad orthogonal to update lives on elements where update is zero, and grad is
+    an exact multiple of update elsewhere. This meets any angle (0 exactly) to a few eps of the dtype relatively,
+    and rho to the root of eps; dense vectors meet rho to eps and the angle to eps absolutely, and their inner
+    product cancels. None: dense if that costs at most a thousandth of the angle and of its complement.
     """
     if not 0 <= psi < np.pi / 2:
         raise ValueError(f"expected an angle in [0, pi/2), got {psi}")
@@ -281,9 +282,7 @@ def pair(
     norm_y, exponent_y = np.frexp(joint_scale * np.sqrt(rho))
     norm_g, exponent_g = np.frexp(joint_scale / np.sqrt(rho))
 
-    # Everything at norms in [1/2, 1); the exponents come last and exactly. cos(psi) is from the complement:
-    # cos(pi/2 - 1e-12) of the double nearest to the argument is what the caller asked for.
-    cosine, sine = np.cos(psi), np.sin(psi)
+    # Everything at norms in [1/2, 1); the exponents come last and exactly.
     support = rng.permutation(n) < (n + 1) // 2 if disjoint and psi > 0 else np.ones(n, bool)
     g = rng.standard_normal(n) * support
     g *= norm_g / np.linalg.norm(g)
@@ -291,27 +290,25 @@ def pair(
     if disjoint:
         # Few enough bits that a multiple of g is exact: y is then parallel to g on the support.
         g = _rounded(g, bits - bits // 2)
-        factor = _rounded(np.array(norm_y * cosine / np.linalg.norm(g)), bits // 2)
+        factor = _rounded(norm_y * np.cos(psi) / np.linalg.norm(g), bits // 2)
         residual[support] = 0.0
     else:
         g = _rounded(g, bits)
-        factor = norm_y * cosine / np.linalg.norm(g)
+        factor = norm_y * np.cos(psi) / np.linalg.norm(g)
         unit = g / np.linalg.norm(g)
-        for _ in range(3):
-            residual -= float(mp.fdot(zip(exact(unit), exact(residual), strict=True))) * unit
+        for _ in range(2 if psi > 0 else 0):
+            residual -= float(inner(unit, residual)) * unit
     y = factor * g
     if psi > 0:
-        y += norm_y * sine / np.linalg.norm(residual) * residual
+        residual *= np.linalg.norm(y) * np.tan(psi) / np.linalg.norm(residual)
+        y += residual
 
     with np.errstate(over="ignore", under="ignore"):
         grad = np.ldexp(-y, exponent_y).astype(dtype)
         update = np.ldexp(g, exponent_g).astype(dtype)
-    for name, rounded, wanted in (("grad", grad, y), ("update", update, g)):
-        values = rounded.astype(np.float64)
-        if not np.all(np.isfinite(values)) or np.any((values == 0) & (_rounded(wanted, bits) != 0)):
-            raise ValueError(
-                f"{name} does not fit {np.dtype(dtype)}: psi = {psi}, rho = {rho}, joint_scale = {joint_scale}"
-            )
+    parts = (update, grad[support], grad[~support] if not support.all() else grad)
+    if not (np.isfinite(grad).all() and np.isfinite(update).all() and all(part.any() for part in parts)):
+        raise ValueError(f"psi = {psi}, rho = {rho}, joint_scale = {joint_scale} do not fit {np.dtype(dtype)}")
     return grad, update
 
 
@@ -323,7 +320,7 @@ def _significand_bits(dtype: Any) -> int:
     return int(ml_dtypes.finfo(dtype).nmant) + 1
 
 
-def _rounded(x: np.ndarray, bits: int) -> np.ndarray:
-    """To the nearest numbers with a significand of so many bits."""
+def _rounded(x: Any, bits: int) -> Any:
+    """Numbers or arrays to the nearest numbers with a significand of so many bits."""
     mantissa, exponent = np.frexp(x)
     return np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
