@@ -125,6 +125,7 @@ def plane_eigenvalues(alpha: float, cosine: float, sine: float) -> tuple[float, 
 
     Examples
     --------
+    >>> from steepest.spectral import plane_eigenvalues
     >>> plane_eigenvalues(1.25, 0.8, 0.6)
     (0.5, 2.0)
     """
@@ -149,6 +150,7 @@ def condition_number(alpha: float, cosine: float, sine: float) -> float:
 
     Examples
     --------
+    >>> from steepest.spectral import condition_number
     >>> condition_number(1.25, 0.8, 0.6)
     4.0
     """
@@ -171,6 +173,7 @@ def optimal_alpha(cosine: float) -> float:
 
     Examples
     --------
+    >>> from steepest.spectral import optimal_alpha
     >>> optimal_alpha(0.8)
     1.25
     """
@@ -194,6 +197,7 @@ def optimal_eigenvalues(cosine: float, sine: float) -> tuple[float, float, float
 
     Examples
     --------
+    >>> from steepest.spectral import optimal_eigenvalues
     >>> optimal_eigenvalues(0.8, 0.6)
     (0.5, 1.25, 2.0)
     """
@@ -218,6 +222,7 @@ def optimal_condition_number(cosine: float, sine: float) -> float:
 
     Examples
     --------
+    >>> from steepest.spectral import optimal_condition_number
     >>> optimal_condition_number(0.8, 0.6)
     4.0
     """
@@ -242,6 +247,8 @@ def optimal_log_condition_number(cosine: float, sine: float) -> float:
 
     Examples
     --------
+    >>> import math
+    >>> from steepest.spectral import optimal_log_condition_number
     >>> round(optimal_log_condition_number(0.8, 0.6), 12) == round(math.log(4.0), 12)
     True
     """
@@ -263,6 +270,7 @@ def eigenvalue_bounds(cosine: float) -> tuple[float, float]:
 
     Examples
     --------
+    >>> from steepest.spectral import eigenvalue_bounds
     >>> eigenvalue_bounds(0.8)
     (0.8, 1.25)
     """
@@ -293,6 +301,7 @@ def plane_eigenvectors(
 
     Examples
     --------
+    >>> from steepest.spectral import plane_eigenvectors
     >>> (p_minus, q_minus), (p_plus, q_plus) = plane_eigenvectors(1.25, 0.8, 0.6)
     >>> round(q_plus / p_plus, 14)
     2.0
@@ -345,6 +354,7 @@ def power_coefficients(p: float, alpha: float, cosine: float, sine: float) -> Co
 
     Examples
     --------
+    >>> from steepest.spectral import power_coefficients
     >>> power_coefficients(1.0, 1.25, 0.8, 0.6)
     Coefficients(identity=1.25, yy=1.25, gg=-1.25, yg=0.0)
     """
@@ -389,6 +399,7 @@ def log_coefficients(alpha: float, cosine: float, sine: float) -> Coefficients:
 
     Examples
     --------
+    >>> from steepest.spectral import log_coefficients
     >>> log_coefficients(1.0, 1.0, 0.0)
     Coefficients(identity=0.0, yy=0.5, gg=-1.5, yg=0.5)
     """
@@ -422,6 +433,7 @@ def logdet(n: int, alpha: float, cosine: float) -> float:
 
     Examples
     --------
+    >>> from steepest.spectral import logdet
     >>> logdet(3, 1.0, 1.0)
     0.0
     """
@@ -445,6 +457,7 @@ def trace(n: int, alpha: float, cosine: float) -> float:
 
     Examples
     --------
+    >>> from steepest.spectral import trace
     >>> trace(3, 1.25, 0.8)
     3.75
     """
