@@ -1,3 +1,8 @@
+#!/usr/bin/env -S uv run
+# /// script
+# dependencies = ["nox>=2025.2.9"]
+# ///
+
 """Developer tasks: ``nox -l`` lists them, ``nox -s tests -- -k metric`` passes arguments on to pytest."""
 
 from __future__ import annotations
@@ -10,7 +15,6 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "typing", "tests", "cpp"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -137,3 +141,7 @@ def bench(session: nox.Session) -> None:
     session.chdir("benchmarks")
     session.run("asv", "machine", "--yes")
     session.run("asv", "run", "--quick", "--python=same", "--show-stderr", *session.posargs)
+
+
+if __name__ == "__main__":
+    nox.main()
