@@ -26,10 +26,16 @@ void project(const std::vector<Column>& columns, Projection which, const std::ve
     }
     const Dots products = dots(identity, scaled, x);
     const SmallMatrixDD solution = gram_solve(matrix, products.values);
-    SmallMatrix coefficients(solution.rows(), solution.cols());
+    // Each coefficient as hi + lo, on two copies of its column: with fused multiply-adds a small remainder x - W c is then
+    // right to rounding however close x lies to the span.
+    const double sign = which == Projection::onto ? 1.0 : -1.0;
+    SmallMatrix coefficients(2 * k, solution.cols());
     for (Eigen::Index r = 0; r < solution.cols(); ++r)
-        for (Eigen::Index j = 0; j < solution.rows(); ++j)
-            coefficients(j, r) = static_cast<double>(solution(j, r)) * (which == Projection::onto ? 1.0 : -1.0);
+        for (Eigen::Index j = 0; j < k; ++j) {
+            coefficients(j, r) = sign * solution(j, r).hi;
+            coefficients(k + j, r) = sign * solution(j, r).lo;
+        }
+    scaled.insert(scaled.end(), scaled.begin(), scaled.begin() + k);
     combine(identity, which == Projection::onto ? 0.0 : 1.0, scaled, coefficients, products.exponents, 0, x, out);
 }
 
