@@ -30,7 +30,7 @@ __all__ = ["Metric", "Spectrum", "check_dense_size"]
 MAX_SIZE = 4096  # default limit for anything that needs an n x n matrix
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Spectrum:
     """Distinct eigenvalues of a metric.
 
@@ -57,6 +57,11 @@ class Spectrum:
             Field name -> value.
         """
         return asdict(self)
+
+    def __repr__(self) -> str:
+        listed = [f"{v:.6g} (x {m})" for v, m in zip(self.values, self.multiplicities, strict=True)]
+        shown = listed if len(listed) <= 6 else [*listed[:3], "...", *listed[-3:]]
+        return f"Spectrum({', '.join(shown)}{', relative to a base' * self.relative})"
 
 
 def merged_spectrum(values: list[tuple[float, int]], relative: bool = False) -> Spectrum:
