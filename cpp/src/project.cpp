@@ -19,24 +19,23 @@ void project(const std::vector<Column>& columns, Projection which, const std::ve
     if (vectors.empty()) throw std::invalid_argument("expected at least one vector to project on, got none");
     const Gram inner = gram(vectors, Precision::compensated);
     if (!inner.finite) throw std::invalid_argument("a vector to project on holds NaN or Inf");
-    SmallMatrixDD matrix(k, k);
+    // Columns of norm near 1: which of them depend on the others is then no matter of their size.
+    std::vector<int> shift(columns.size(), 0);
     for (int i = 0; i < k; ++i) {
-        scaled[static_cast<std::size_t>(i)].exponent = inner.exponents[static_cast<std::size_t>(i)];
-        for (int j = 0; j < k; ++j) matrix(i, j) = inner.entry(i, j);
+        int& own = shift[static_cast<std::size_t>(i)];
+        (void)std::frexp(inner.hi[static_cast<std::size_t>(i) * (columns.size() + 1)], &own);
+        own /= 2;
+        scaled[static_cast<std::size_t>(i)].exponent = inner.exponents[static_cast<std::size_t>(i)] + own;
     }
-    const Dots products = dots(identity, scaled, x);
+    SmallMatrixDD matrix(k, k);
+    for (int i = 0; i < k; ++i)
+        for (int j = 0; j < k; ++j)
+            matrix(i, j) = ldexp(inner.entry(i, j),
+                                 -shift[static_cast<std::size_t>(i)] - shift[static_cast<std::size_t>(j)]);
+    const Dots products = dots(identity, scaled, x, true);
     const SmallMatrixDD solution = gram_solve(matrix, products.values);
-    // Each coefficient as hi + lo, on two copies of its column: with fused multiply-adds a small remainder x - W c is then
-    // right to rounding however close x lies to the span.
-    const double sign = which == Projection::onto ? 1.0 : -1.0;
-    SmallMatrix coefficients(2 * k, solution.cols());
-    for (Eigen::Index r = 0; r < solution.cols(); ++r)
-        for (Eigen::Index j = 0; j < k; ++j) {
-            coefficients(j, r) = sign * solution(j, r).hi;
-            coefficients(k + j, r) = sign * solution(j, r).lo;
-        }
-    scaled.insert(scaled.end(), scaled.begin(), scaled.begin() + k);
-    combine(identity, which == Projection::onto ? 0.0 : 1.0, scaled, coefficients, products.exponents, 0, x, out);
+    const bool onto = which == Projection::onto;
+    combine_twofold(onto ? 0.0 : 1.0, scaled, onto ? solution : SmallMatrixDD(-solution), products.exponents, x, out);
 }
 
 namespace {
@@ -62,7 +61,7 @@ void set_element(const Vector& vector, double value) {
 
 }  // namespace
 
-ComplementBasis::ComplementBasis(const Vector& g) : tail_(from(g, 1)) {
+ComplementBasis::ComplementBasis(const Vector& g) : vector_(g), tail_(from(g, 1)) {
     const Gram inner = gram({&g}, Precision::compensated);
     if (!inner.finite || !(inner.hi[0] > 0.0))
         throw std::invalid_argument("expected a finite vector other than zero, got one that has no complement");
@@ -89,18 +88,18 @@ void ComplementBasis::apply(const std::vector<Vector>& z, const std::vector<Vect
     combine(identity, 1.0, {column}, coefficients, products.exponents, 0, z, rest);
 }
 
-// (H x) without its first element: x_tail - beta v_tail, beta = 2 v.x / v.v
+// (H x) without its first element: x_tail - beta v_tail, beta = 2 v.x / v.v, v.x = g.x + sign(g_0) |g| x_0
 void ComplementBasis::apply_transpose(const std::vector<Vector>& x, const std::vector<Vector>& out) const {
     const Base identity;
     std::vector<Vector> rest;
     for (const Vector& one : x) rest.push_back(from(one, 1));
     const Column column{&tail_, exponent_, false};
-    const Dots products = dots(identity, {column}, rest);
+    const Dots products = dots(identity, {{&vector_, exponent_, false}}, x);
     SmallMatrix coefficients(1, products.values.cols());
     for (Eigen::Index r = 0; r < coefficients.cols(); ++r) {
         const auto rhs = static_cast<std::size_t>(r);
         const double first = std::ldexp(element(x[rhs]), -products.exponents[rhs]);
-        coefficients(0, r) = -(static_cast<double>(products.values(0, r)) + head_ * first) / (norm_ * std::fabs(head_));
+        coefficients(0, r) = -static_cast<double>(products.values(0, r) + two_product(std::copysign(norm_, head_), first)) / (norm_ * std::fabs(head_));
     }
     combine(identity, 1.0, {column}, coefficients, products.exponents, 0, rest, out);
 }
