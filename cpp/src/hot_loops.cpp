@@ -503,6 +503,31 @@ void add_scaled(double factor, const double* x, int64_t n, double* out) {
     }
 }
 
+void add_scaled_twofold(double factor, double factor_low, const double* x, int64_t n, double* hi, double* lo) {
+    const vdouble f = broadcast(factor), g = broadcast(factor_low);
+    const auto step = [&](const double* ax, double* ah, double* al) {
+        const vdouble value = Float64::load(chars(ax));
+        vdouble p, e, s, t;
+        two_product(f, value, p, e);
+        two_sum(Float64::load(chars(ah)), p, s, t);
+        e = multiply_add(g, value, e);
+        Float64::store(s, reinterpret_cast<char*>(ah));
+        Float64::store(Float64::load(chars(al)) + (t + e), reinterpret_cast<char*>(al));
+    };
+    int64_t i = 0;
+    for (; i + width <= n; i += width) step(x + i, hi + i, lo + i);
+    if (i < n) {
+        double tail[3][width] = {};
+        const std::size_t left = static_cast<std::size_t>(n - i) * sizeof(double);
+        std::memcpy(tail[0], x + i, left);
+        std::memcpy(tail[1], hi + i, left);
+        std::memcpy(tail[2], lo + i, left);
+        step(tail[0], tail[1], tail[2]);
+        std::memcpy(hi + i, tail[1], left);
+        std::memcpy(lo + i, tail[2], left);
+    }
+}
+
 double sum_squared_products(const double* x, const double* y, int64_t n) {
     Lanes sum = zero_lanes();
     const char* const arrays[2] = {chars(x), chars(y)};
@@ -566,6 +591,7 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     divide,
     scale,
     add_scaled,
+    add_scaled_twofold,
     sum_squared_products,
     max_abs,
     add_square_row,
