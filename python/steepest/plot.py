@@ -65,8 +65,9 @@ class GeometryData:
     """The curves of :func:`geometry`, in span{grad, update}.
 
     Coordinates are those of the orthonormal basis (-grad/|grad|, the unit vector across it on the side of the
-    update), and lengths are in units of ``rho**-0.5`` with ``rho = |grad|/|update|``: the metric divided by rho maps
-    the unit vector along the update to the unit vector along -grad, so the picture does not depend on a learning rate.
+    update), and lengths are in units of ``rho**-0.5`` with ``rho = |grad|/|update|``: the metric divided by
+    rho maps the unit vector along the update to the unit vector along -grad, so the picture does not depend
+    on a learning rate.
 
     Attributes
     ----------
@@ -75,7 +76,8 @@ class GeometryData:
     alpha : float
         Eigenvalue of the metric across the plane, in units of rho.
     eigenvalues : ndarray, shape (2,), float64
-        Of the metric within the plane, ascending, in units of rho. The semi-axes of the ball are their ``-1/2`` powers.
+        Of the metric within the plane, ascending, in units of rho. The semi-axes of the ball are their
+        ``-1/2`` powers.
     eigenvectors : ndarray, shape (2, 2), float64
         Columns, in the order of `eigenvalues`.
     ball : ndarray, shape (m, 2), float64
@@ -106,13 +108,13 @@ def geometry_data(alignment_or_metric: Alignment | Metric, *, n_points: int = 36
     """Curves of the picture that :func:`geometry` draws, from two scalars: psi and alpha/rho.
 
     The loss falls, to first order, by ``(-grad).x`` along x. Over the unit ball of M it falls most at
-    ``x = M^{-1}(-grad)/sqrt(grad^T M^{-1} grad)``, which is along the update because ``update = M^{-1}(-grad)``.
+    ``M^{-1}(-grad)/sqrt(grad^T M^{-1} grad)``, which lies along the update, because that is ``M^{-1}(-grad)``.
 
     Parameters
     ----------
     alignment_or_metric : Alignment or Metric
-        An Alignment stands for its condition-optimal metric, eq (9). A Metric must be a member of the one-parameter
-        family, eq (8): within the plane any other one is not a function of scalars.
+        An Alignment stands for its condition-optimal metric, eq (9). A Metric must be a member of the
+        one-parameter family, eq (8): within the plane any other one is not a function of scalars.
     n_points : int
         Points on the boundary of the ball, at least 5; the last repeats the first.
 
@@ -125,8 +127,8 @@ def geometry_data(alignment_or_metric: Alignment | Metric, *, n_points: int = 36
     ValueError
         The pair has no metric (its status is not ``ok``), or `n_points` is too small.
     TypeError
-        Neither an Alignment nor a Metric; or a Metric without an alignment or with a base that is not a multiple of
-        the identity.
+        Neither an Alignment nor a Metric; or a Metric without an alignment or with a base that is not a
+        multiple of the identity.
 
     Notes
     -----
@@ -191,7 +193,7 @@ def _alignment_and_alpha(source: Alignment | Metric) -> tuple[Alignment, float |
         )
     if source.alignment is None or source.alpha is None:
         raise TypeError(
-            "geometry needs a Metric of the one-parameter family (made from a grad and an update, with a scalar base); "
+            "geometry needs a Metric of the one-parameter family (made from a grad and an update, scalar base); "
             "for any other draw its alignment: geometry(steepest.align(grad, update))"
         )
     return source.alignment, float(source.alpha) / float(source.alignment.rho)
@@ -206,9 +208,10 @@ def geometry(
 def geometry(alignment_or_metric: Any, ax: Any = None) -> Any:
     """Draw in which geometry the update is steepest descent (the picture of the paper's Figure 1).
 
-    Shown in span{grad, update}: the unit ball of the metric; -grad at unit length; and the update, scaled to where
-    the ball touches the lowest level line of the loss. Of all steps of the same length as measured by M, the update is
-    the one that lowers the loss most. At psi = 0 the ball is a circle; towards 90 degrees it degenerates to a needle.
+    Shown in span{grad, update}: the unit ball of the metric; -grad at unit length; and the update, scaled to
+    where the ball touches the lowest level line of the loss. Of all steps of the same length as measured by
+    M, the update is the one that lowers the loss most. At psi = 0 the ball is a circle; towards 90 degrees it
+    degenerates to a needle.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Linear dynamics as natural gradient descent: eq (21) and the curves of eq (9).
 
-``theta' = A theta`` with a Hurwitz, asymmetric A is no gradient flow, yet it lowers the Lyapunov function
-``L = theta^T P theta / 2``, with ``A^T P + P A = -I``. So at every state there is a metric M with
-``A theta = -M^{-1} grad L``. With complex eigenvalues in A no single M serves all states (derived): it has to change
+``theta' = A theta`` with a Hurwitz, asymmetric A is no gradient flow, yet it lowers the Lyapunov function ``L
+= theta^T P theta / 2``, with ``A^T P + P A = -I``. So at every state there is a metric M with ``A theta =
+-M^{-1} grad L``. With complex eigenvalues in A no single M serves all states (derived): it has to change
 along the trajectory, and this experiment shows how.
 """
 
@@ -78,8 +78,8 @@ class EigenvalueCurves:
     Attributes
     ----------
     angle : ndarray, shape (m,), float64
-        psi in radians, within (-pi/2, pi/2). The curves are even in psi: in the plane of grad and update the sign only
-        says on which side the update lies.
+        psi in radians, within (-pi/2, pi/2). The curves are even in psi: in the plane of grad and update the
+        sign only says on which side the update lies.
     smallest, middle, largest, cond : ndarray, shape (m,), float64
     """
 
@@ -129,7 +129,7 @@ def eigenvalue_curves(n_points: int = 359, *, limit: float = math.radians(89.5))
 
 
 def random_system(n: int, *, rng: np.random.Generator | int | None = None) -> Array:
-    """A random asymmetric Hurwitz matrix: Gaussian with variance 1/n, shifted so that the slowest mode decays at 0.1.
+    """A random asymmetric Hurwitz matrix: Gaussian, variance 1/n, shifted so that the slowest mode decays at 0.1.
 
     Parameters
     ----------
@@ -155,12 +155,13 @@ def run(
     n_steps: int = 400,
     rng: np.random.Generator | int | None = None,
 ) -> LTI:
-    """Follow ``theta' = A theta`` and find the metric that makes it natural gradient descent at every time, eq (21).
+    """Follow ``theta' = A theta`` and find its metric at every time, eq (21).
 
     Parameters
     ----------
     A : array_like, shape (n, n), n >= 3, optional
-        Hurwitz: every eigenvalue has a negative real part. Default: an asymmetric 3 x 3 matrix with a complex pair.
+        Hurwitz: every eigenvalue has a negative real part. Default: an asymmetric 3 x 3 matrix with a complex
+        pair.
     start : array_like, shape (n,), optional
         theta at time 0. Default: a fixed vector for the default A, else drawn from N(0, I).
     duration : float
@@ -179,11 +180,9 @@ def run(
     ValueError
         A is not square or has n < 3; A is not Hurwitz; `start` is of the wrong shape or zero.
 
-    Notes
-    -----
-    The states come from the matrix exponential, exact up to rounding. P solves the Lyapunov equation with Q = I
-    (``scipy.linalg.solve_continuous_lyapunov``). The rate A theta stands for the update: a step size only rescales M.
-    Cost is O(n^3) per time.
+    Notes ----- The states come from the matrix exponential, exact up to rounding. P solves the Lyapunov
+    equation with Q = I (``scipy.linalg.solve_continuous_lyapunov``). The rate A theta stands for the update:
+    a step size only rescales M. Cost is O(n^3) per time.
 
     Examples
     --------
