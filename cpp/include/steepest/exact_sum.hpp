@@ -1,0 +1,35 @@
+// Exact sums: a fixed-point number wide enough for any sum of products of doubles (Kulisch's long accumulator).
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "steepest/double_double.hpp"
+
+namespace steepest {
+
+class ExactSum {
+public:
+    // Adds a finite number, or a product of two finite numbers, without error.
+    void add(double x);
+    void add_product(double x, double y);
+    void add(const ExactSum& other);
+
+    // The sum rounded to hi + lo (relative error at most 2^-105), as a double-double times 2^exponent with
+    // 0.5 <= |hi| <= 1, so that nothing over- or underflows; exponent 0 for a sum of exactly zero.
+    DoubleDouble rounded(int& exponent) const;
+    // The sum as hi + lo; may over- or underflow as any double does.
+    DoubleDouble value() const;
+
+private:
+    // Digits of 32 bits in 64-bit signed limbs, so that many additions need no carry. Limb 0 has weight 2^lowest_bit.
+    static constexpr int lowest_bit = -2176;  // least product: 2^-2148
+    static constexpr int n_limbs = 140;       // up to 2^2304: greatest product 2^2048, 2^63 of them
+    void add_bits(std::uint64_t magnitude, int exponent, bool negative);
+    void carry();
+
+    std::array<std::int64_t, n_limbs> limbs_{};
+    int additions_ = 0;  // since the last carry
+};
+
+}  // namespace steepest

@@ -1,0 +1,50 @@
+// Inner products of a few long vectors in one pass over memory, each with a rigorous error bound.
+#pragma once
+
+#include <vector>
+
+#include "steepest/double_double.hpp"
+#include "steepest/types.hpp"
+
+namespace steepest {
+
+// How the sums are formed; each is more exact and slower than the one before.
+enum class Precision {
+    fast,         // double products and sums in short chains
+    compensated,  // error-free products and sums in three-term cascades
+    exact,        // integer accumulators: no rounding but the last
+};
+
+// The Gram matrix of k vectors: entry (i, j), row by row, is (hi + lo) * 2^(exponent_i + exponent_j), and differs from
+// the inner product of the numbers in memory by at most bound times the same power of two.
+struct Gram {
+    int k = 0;
+    std::vector<double> hi, lo, bound;  // k*k each, symmetric
+    std::vector<int> exponents;         // of the power of two that each vector was divided by before it was squared
+    double squared_products = 0.0;      // k == 2: sum_i (x_i y_i)^2, on the same scale
+    double sign_flip_variance = 0.0;    // angle_gram: sum_i (x_i y_i)^2 / (|x|^2 |y|^2)
+    bool finite = true;                 // false if a vector holds NaN or Inf; the numbers are then NaN
+    Precision precision = Precision::fast;
+
+    DoubleDouble entry(int i, int j) const { return {hi[i * k + j], lo[i * k + j]}; }
+};
+
+// All inner products of `vectors`. Vectors whose squares would leave the range of double are scaled by exact powers of
+// two and the pass is repeated.
+Gram gram(const std::vector<const Vector*>& vectors, Precision precision);
+
+// The Gram matrix of (y, g) in the geometry of a diagonal metric d > 0: y^T D^-1 y, y.g, g^T D g, that is, of
+// (D^-1/2 y, D^1/2 g). Throws std::invalid_argument if an element of d is not positive and finite.
+Gram weighted_gram(const Vector& y, const Vector& g, const Vector& d, Precision precision);
+
+// The Gram matrix of (y, g), with `base` weighted, at the first precision that settles the sign of y.g and gives sine
+// and cosine of the angle to the relative accuracy `tolerance`, or else the most exact.
+Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, double tolerance);
+
+// Largest absolute value; NaN if an element is NaN or infinite.
+double max_abs(const Vector& vector);
+
+// Index of the first element that is not positive and finite, or -1.
+index_t first_not_positive(const Vector& d);
+
+}  // namespace steepest

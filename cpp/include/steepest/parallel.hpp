@@ -1,0 +1,42 @@
+// Fixed blocks and a thread pool. Every kernel cuts its vectors into the same blocks whatever the number of threads and
+// combines their results in block order, so the bits of a result do not depend on that number.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "steepest/types.hpp"
+
+namespace steepest {
+
+constexpr index_t block_size = 8192;  // elements; small enough to balance 1e5 elements, large enough to hide dispatch
+constexpr index_t tile_size = 1024;   // elements; what a kernel widens to double at a time (8 KiB stay in L1)
+
+struct Block {
+    std::size_t segment;
+    index_t begin, count;
+};
+
+// The blocks of a vector: each segment cut into runs of at most block_size elements.
+class Partition {
+public:
+    explicit Partition(const Vector& vector);
+    index_t size() const { return first_block_.back(); }
+    Block operator[](index_t block) const;
+
+private:
+    std::vector<index_t> first_block_;  // for each segment, then the total
+    std::vector<index_t> sizes_;
+};
+
+// Calls work(i) once for each i in [0, n_tasks), from the calling thread and the pool's. The pool starts on first use
+// with more than one thread and survives fork. The first exception thrown by `work` is rethrown here. Where the pool is
+// busy with another call, the caller does all the work itself.
+void parallel_for(index_t n_tasks, const std::function<void(index_t)>& work);
+
+// The number of threads to use: set_num_threads, else STEEPEST_NUM_THREADS, else the CPUs this process may run on.
+int get_num_threads();
+void set_num_threads(int n);  // n >= 1; std::invalid_argument otherwise
+int available_cpus();
+
+}  // namespace steepest

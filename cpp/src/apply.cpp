@@ -1,0 +1,252 @@
+#include "steepest/apply.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "steepest/gram.hpp"
+#include "tiles.hpp"
+
+namespace steepest {
+
+namespace {
+
+constexpr int safe_exponent = 300;                      // |exponent| up to which numbers are used unscaled
+constexpr double least_dot = 2.4099198651028841e-181;   // 2^-600: below it, underflow may have cost digits
+
+bool safe(int exponent) { return std::abs(exponent) <= safe_exponent; }
+
+void check(const Base& base, const std::vector<Column>& columns, const std::vector<Vector>& x) {
+    std::vector<const Vector*> all;
+    for (const Column& column : columns) all.push_back(column.vector);
+    for (const Vector& one : x) all.push_back(&one);
+    if (base.kind != BaseKind::scalar) {
+        if (base.diagonal == nullptr) throw std::invalid_argument("a diagonal base needs its diagonal");
+        all.push_back(base.diagonal);
+    }
+    if (!all.empty()) require_same_layout(all);
+}
+
+// The typed loops take two plain columns of one element type with their right-hand side, contiguous, over a scalar base.
+bool direct(const Base& base, const std::vector<Column>& columns, const Segment& x, std::size_t segment) {
+    if (base.kind != BaseKind::scalar || columns.size() != 2) return false;
+    const Segment &w0 = columns[0].vector->segments[segment], &w1 = columns[1].vector->segments[segment];
+    return w0.dtype() == x.dtype() && w1.dtype() == x.dtype() && w0.contiguous() && w1.contiguous() && x.contiguous();
+}
+
+char* at(const Segment& segment, index_t begin) { return segment.data() + begin * itemsize(segment.dtype()); }
+const char* at(const Column& column, const Block& block) {
+    return at(column.vector->segments[block.segment], block.begin);
+}
+
+// The columns of one tile as doubles, with the base applied to those that want it.
+class ColumnTiles {
+public:
+    ColumnTiles(const Base& base, const std::vector<Column>& columns, bool scaled)
+        : base_(base), columns_(columns), buffers_(new TileBuffer[columns.size() + 1]), tiles_(columns.size()) {
+        for (const Column& column : columns) factors_.push_back(scaled ? std::ldexp(1.0, -column.exponent) : 1.0);
+    }
+
+    void read(std::size_t segment, index_t begin, index_t count) {
+        if (base_.kind != BaseKind::scalar)
+            diagonal_ = read_tile(base_.diagonal->segments[segment], begin, count, buffers_[columns_.size()]);
+        for (std::size_t j = 0; j < columns_.size(); ++j) {
+            tiles_[j] = read_tile(columns_[j].vector->segments[segment], begin, count, buffers_[j], factors_[j]);
+            if (columns_[j].through_base) {
+                base_times(tiles_[j], count, buffers_[j].widened.data());
+                tiles_[j] = buffers_[j].widened.data();
+            }
+        }
+    }
+
+    void base_times(const double* values, index_t count, double* out) const {
+        if (base_.kind == BaseKind::diagonal) hot_loops().multiply(values, diagonal_, count, out);
+        else if (base_.kind == BaseKind::inverse_diagonal) hot_loops().divide(values, diagonal_, count, out);
+        else hot_loops().scale(base_.scalar, values, count, out);
+    }
+
+    const double* operator[](std::size_t j) const { return tiles_[j]; }
+
+private:
+    const Base& base_;
+    const std::vector<Column>& columns_;
+    std::unique_ptr<TileBuffer[]> buffers_;
+    std::vector<const double*> tiles_;
+    std::vector<double> factors_;
+    const double* diagonal_ = nullptr;
+};
+
+// W^T X of the raw columns, or of columns and right-hand sides scaled by their powers of two.
+SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, const std::vector<Vector>& x,
+                       const std::vector<int>* x_exponents) {
+    const auto k = static_cast<index_t>(columns.size()), m = static_cast<index_t>(x.size());
+    SmallMatrixDD sums = SmallMatrixDD::Zero(k, m);
+    if (k == 0 || m == 0) return sums;
+    const Partition partition(x[0]);
+    const HotLoops& loops = hot_loops();
+    std::vector<double> partial(static_cast<std::size_t>(partition.size() * m * k * 2), 0.0);
+
+    parallel_for(partition.size(), [&](index_t task) {
+        const Block block = partition[task];
+        double* block_sums = partial.data() + task * m * k * 2;
+        bool tiled = x_exponents != nullptr;
+        for (index_t r = 0; r < m && !tiled; ++r) tiled = !direct(base, columns, x[r].segments[block.segment], block.segment);
+        if (!tiled) {
+            for (index_t r = 0; r < m; ++r) {
+                const Segment& segment = x[r].segments[block.segment];
+                loops.pair_dots[dtype_index(segment.dtype())](at(columns[0], block), at(columns[1], block),
+                                                              at(segment, block.begin), block.count,
+                                                              block_sums + r * k * 2);
+            }
+            return;
+        }
+        ColumnTiles tiles(base, columns, x_exponents != nullptr);
+        auto buffer = std::make_unique<TileBuffer>();
+        for_each_tile(block, [&](index_t begin, index_t count) {
+            tiles.read(block.segment, begin, count);
+            for (index_t r = 0; r < m; ++r) {
+                const double factor = x_exponents == nullptr ? 1.0 : std::ldexp(1.0, -(*x_exponents)[r]);
+                const double* values = read_tile(x[r].segments[block.segment], begin, count, *buffer, factor);
+                for (index_t j = 0; j < k; ++j) {
+                    double hi_lo[2];
+                    loops.dot_twofold(tiles[j], values, count, hi_lo);
+                    double* sum = block_sums + (r * k + j) * 2;
+                    const DoubleDouble added = two_sum(sum[0], hi_lo[0]);
+                    sum[0] = added.hi;
+                    sum[1] += added.lo + hi_lo[1];
+                }
+            }
+        });
+    });
+
+    for (index_t task = 0; task < partition.size(); ++task)
+        for (index_t r = 0; r < m; ++r)
+            for (index_t j = 0; j < k; ++j) {
+                const double* sum = partial.data() + ((task * m + r) * k + j) * 2;
+                DoubleDouble& total = sums(j, r);
+                const DoubleDouble added = two_sum(total.hi, sum[0]);
+                total = {added.hi, total.lo + (added.lo + sum[1])};
+            }
+    for (index_t r = 0; r < m; ++r)
+        for (index_t j = 0; j < k; ++j) sums(j, r) = fast_two_sum(sums(j, r).hi, sums(j, r).lo);
+    return sums;
+}
+
+bool in_range(const DoubleDouble& dot) { return std::isfinite(dot.hi) && std::fabs(dot.hi) >= least_dot; }
+
+}  // namespace
+
+Dots dots(const Base& base, const std::vector<Column>& columns, const std::vector<Vector>& x) {
+    check(base, columns, x);
+    const std::size_t m = x.size();
+    Dots result{{}, std::vector<int>(m, 0)};
+    const bool plain = std::all_of(columns.begin(), columns.end(), [](const Column& c) { return safe(c.exponent); });
+    if (plain) {
+        result.values = raw_dots(base, columns, x, nullptr);
+        for (Eigen::Index j = 0; j < result.values.rows(); ++j)
+            for (Eigen::Index r = 0; r < result.values.cols(); ++r)
+                result.values(j, r) = ldexp(result.values(j, r), -columns[static_cast<std::size_t>(j)].exponent);
+    }
+    // Right-hand sides that are far out of range, seen from a product that is: scale them and repeat.
+    bool repeat = !plain;
+    for (std::size_t r = 0; r < m; ++r) {
+        bool suspect = !plain;
+        for (Eigen::Index j = 0; j < result.values.rows() && !suspect; ++j)
+            suspect = !in_range(result.values(j, static_cast<Eigen::Index>(r)));
+        if (!suspect) continue;
+        const double largest = max_abs(x[r]);
+        int exponent = 0;
+        if (largest > 0.0) (void)std::frexp(largest, &exponent);  // NaN and Inf go through: so will the result
+        if (plain && safe(exponent)) continue;
+        result.exponents[r] = std::max(exponent, -1022);
+        repeat = true;
+    }
+    if (repeat) result.values = raw_dots(base, columns, x, &result.exponents);
+    return result;
+}
+
+void combine(const Base& base, double factor, const std::vector<Column>& columns, const SmallMatrix& coefficients,
+             const std::vector<int>& x_exponents, int exponent, const std::vector<Vector>& x,
+             const std::vector<Vector>& out) {
+    check(base, columns, x);
+    check(base, columns, out);
+    if (x.size() != out.size()) throw std::invalid_argument("out has another number of columns than x");
+    const auto k = static_cast<index_t>(columns.size()), m = static_cast<index_t>(x.size());
+    if (m == 0) return;
+    const Partition partition(x[0]);
+    const HotLoops& loops = hot_loops();
+
+    bool scaled = !safe(exponent);
+    for (const Column& column : columns) scaled = scaled || !safe(column.exponent);
+    for (const int one : x_exponents) scaled = scaled || one != 0;
+    // Unscaled: the powers of two of columns and result are folded into the coefficients.
+    SmallMatrix weights = coefficients;
+    double base_factor = factor;
+    if (!scaled) {
+        for (index_t j = 0; j < k; ++j)
+            for (index_t r = 0; r < m; ++r)
+                weights(j, r) = std::ldexp(weights(j, r), exponent - columns[static_cast<std::size_t>(j)].exponent);
+        base_factor = std::ldexp(factor, exponent);
+    }
+
+    parallel_for(partition.size(), [&](index_t task) {
+        const Block block = partition[task];
+        bool tiled = scaled;
+        for (index_t r = 0; r < m && !tiled; ++r) {
+            const Segment &from = x[r].segments[block.segment], &to = out[r].segments[block.segment];
+            tiled = !direct(base, columns, from, block.segment) || to.dtype() != from.dtype() || !to.contiguous();
+        }
+        if (!tiled) {
+            for (index_t r = 0; r < m; ++r) {
+                const Segment &from = x[r].segments[block.segment], &to = out[r].segments[block.segment];
+                loops.combine_pair[dtype_index(from.dtype())](
+                    base_factor * base.scalar, weights(0, r), weights(1, r), at(from, block.begin),
+                    at(columns[0], block), at(columns[1], block), block.count, at(to, block.begin));
+            }
+            return;
+        }
+        ColumnTiles tiles(base, columns, scaled);
+        auto input = std::make_unique<TileBuffer>(), result = std::make_unique<TileBuffer>();
+        double* values = result->widened.data();
+        for_each_tile(block, [&](index_t begin, index_t count) {
+            tiles.read(block.segment, begin, count);
+            for (index_t r = 0; r < m; ++r) {
+                const double x_factor = scaled ? std::ldexp(1.0, -x_exponents[r]) : 1.0;
+                tiles.base_times(read_tile(x[r].segments[block.segment], begin, count, *input, x_factor), count,
+                                 values);
+                if (base_factor != 1.0) loops.scale(base_factor, values, count, values);
+                for (index_t j = 0; j < k; ++j) loops.add_scaled(weights(j, r), tiles[j], count, values);
+                if (scaled) {
+                    // In two steps: the power alone may be out of range where the product with it is not.
+                    const int power = exponent + x_exponents[r];
+                    loops.scale(std::ldexp(1.0, power / 2), values, count, values);
+                    loops.scale(std::ldexp(1.0, power - power / 2), values, count, values);
+                }
+                write_tile(out[r].segments[block.segment], begin, count, values, *result);
+            }
+        });
+    });
+}
+
+void apply(const LowRankOperator& a, const std::vector<Vector>& x, const std::vector<Vector>& source,
+           const std::vector<Vector>& out) {
+    const auto k = static_cast<Eigen::Index>(a.columns.size());
+    if (a.core.rows() != k || a.core.cols() != k)
+        throw std::invalid_argument("expected a core of " + std::to_string(k) + " x " + std::to_string(k) + ", got " +
+                                    std::to_string(a.core.rows()) + " x " + std::to_string(a.core.cols()));
+    if (a.exponent != 0 && a.base.kind != BaseKind::scalar)
+        throw std::invalid_argument("a diagonal base takes no exponent");
+    const Dots products = dots(a.base, a.columns, x);
+    SmallMatrix coefficients(k, static_cast<Eigen::Index>(x.size()));
+    for (Eigen::Index r = 0; r < coefficients.cols(); ++r)
+        for (Eigen::Index i = 0; i < k; ++i) {
+            DoubleDouble sum = 0.0;
+            for (Eigen::Index j = 0; j < k; ++j) sum += DoubleDouble(a.core(i, j)) * products.values(j, r);
+            coefficients(i, r) = static_cast<double>(sum);
+        }
+    combine(a.base, 1.0, a.columns, coefficients, products.exponents, a.exponent, source, out);
+}
+
+}  // namespace steepest

@@ -1,0 +1,381 @@
+#include "steepest/gram.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "steepest/exact_sum.hpp"
+#include "tiles.hpp"
+
+namespace steepest {
+
+namespace {
+
+constexpr double unit_roundoff = 1.1102230246251565e-16;  // u = 2^-53
+
+// Fast pass. A product (1 rounding, or fused), at most chain_steps additions in a lane, then one for each fold of the
+// at most block_size/(n_lanes*chain_steps) = 16 chains, log2(n_lanes) between lanes, and an exact sum over blocks. In
+// sum: |error| <= gamma_m * sum |x_i y_i| <= gamma_m |x||y|, m = 1 + 32 + 16 + 4, plus one rounding of the result;
+// computed norms stand in for |x|, |y|, which 60 more than covers (Higham 2002, section 4.2).
+constexpr double fast_bound = 60 * unit_roundoff;
+
+// Compensated pass. Products and additions to hi and mid are error-free. What rounds is the third term of a lane: at
+// most m = 3 * 512 additions of numbers, each an error of an addition to mid, thus below u |mid|, while |mid| is below
+// m u times the lane's sum of |x_i y_i|. That gives m^3 u^3 < 2^-126 times |x||y|; the sum over lanes and blocks is
+// exact, and its rounding to hi + lo costs 2^-105 of the result.
+constexpr double cascaded_bound = 1.1754943508222875e-38;  // 2^-126
+constexpr double rounding_bound = 2.465190328815662e-32;   // 2^-105
+
+// The same with products x y d or x y / d in double-double: each is right to 16 u^2.
+constexpr double weighted_bound = 16 * unit_roundoff * unit_roundoff;
+
+// Within these limits no square of an inner product overflows, and underflow costs less than 2^-400 of a sum.
+constexpr double least_square = 5.527147875260445e-76;     // 2^-250
+constexpr double greatest_square = 1.8092513943330656e75;  // 2^250
+
+// The inner products of one block in the order (0,0), (0,1), ..., (1,1), ...; exact sums over blocks are formed later.
+int n_pairs(int k) { return k * (k + 1) / 2; }
+
+struct Scaled {
+    const Vector* vector;
+    int exponent;  // elements are multiplied by 2^-exponent on load
+};
+
+double factor_of(const Scaled& scaled) { return std::ldexp(1.0, -scaled.exponent); }
+
+// The typed one-pass loop needs a pair of one element type, contiguous and unscaled.
+bool direct(const Scaled& x, const Scaled& y) {
+    if (x.exponent != 0 || y.exponent != 0 || !x.vector->contiguous() || !y.vector->contiguous()) return false;
+    for (std::size_t s = 0; s < x.vector->segments.size(); ++s)
+        if (x.vector->segments[s].dtype() != y.vector->segments[s].dtype()) return false;
+    return true;
+}
+
+struct Sums {
+    std::vector<ExactSum> pairs;
+    double squared_products = 0.0;
+    bool finite = true;
+};
+
+Sums fast_sums(const std::vector<Scaled>& vectors) {
+    const int k = static_cast<int>(vectors.size()), pairs = n_pairs(k);
+    const Partition partition(*vectors[0].vector);
+    const HotLoops& loops = hot_loops();
+    const bool pair_at_once = k == 2 && direct(vectors[0], vectors[1]);
+    std::vector<double> partial(static_cast<std::size_t>(partition.size()) * (pairs + 1), 0.0);
+
+    parallel_for(partition.size(), [&](index_t task) {
+        const Block block = partition[task];
+        double* sums = partial.data() + task * (pairs + 1);
+        if (pair_at_once) {
+            const Segment &x = vectors[0].vector->segments[block.segment],
+                          &y = vectors[1].vector->segments[block.segment];
+            const index_t offset = block.begin * itemsize(x.dtype());
+            const PairSums found =
+                loops.pair_sums[dtype_index(x.dtype())](x.data() + offset, y.data() + offset, block.count);
+            sums[0] = found.xx;
+            sums[1] = found.xy;
+            sums[2] = found.yy;
+            sums[3] = found.squared_products;
+            return;
+        }
+        auto buffers = std::make_unique<TileBuffer[]>(k);
+        std::vector<const double*> tiles(k);
+        for_each_tile(block, [&](index_t begin, index_t count) {
+            for (int i = 0; i < k; ++i)
+                tiles[i] = read_tile(vectors[i].vector->segments[block.segment], begin, count, buffers[i],
+                                     factor_of(vectors[i]));
+            for (int i = 0, pair = 0; i < k; ++i)
+                for (int j = i; j < k; ++j, ++pair) sums[pair] += loops.dot(tiles[i], tiles[j], count);
+            if (k == 2) sums[pairs] += loops.sum_squared_products(tiles[0], tiles[1], count);
+        });
+    });
+
+    Sums total;
+    total.pairs.resize(pairs);
+    for (index_t task = 0; task < partition.size(); ++task) {
+        const double* sums = partial.data() + task * (pairs + 1);
+        for (int pair = 0; pair < pairs; ++pair) {
+            if (!std::isfinite(sums[pair])) total.finite = false;
+            else total.pairs[pair].add(sums[pair]);
+        }
+        total.squared_products += sums[pairs];
+    }
+    return total;
+}
+
+// The inner products (i, j) of a pass, each with an optional diagonal weight.
+enum class Weight { none, multiply, divide };
+struct Product {
+    int i, j;
+    Weight weight;
+};
+
+// Cascaded or exact sums of products of tiles; `diagonal`, if any, is vectors[2] and carries the weights.
+Sums careful_sums(const std::vector<Scaled>& vectors, const std::vector<Product>& products, Precision precision) {
+    const int k = static_cast<int>(vectors.size());
+    const auto n_products = static_cast<index_t>(products.size());
+    const Partition partition(*vectors[0].vector);
+    const HotLoops& loops = hot_loops();
+    const bool exact = precision == Precision::exact;
+
+    // A group of blocks shares one accumulator per product; exact sums do not depend on how blocks are grouped.
+    const index_t group = std::max<index_t>(16, partition.size() / 256);
+    const index_t n_groups = (partition.size() + group - 1) / group;
+    std::vector<Sums> partial(static_cast<std::size_t>(n_groups));
+    parallel_for(n_groups, [&](index_t task) {
+        Sums& sums = partial[task];
+        sums.pairs.resize(products.size());
+        auto buffers = std::make_unique<TileBuffer[]>(k);
+        std::vector<const double*> tiles(k);
+        std::vector<Cascade> cascades(products.size() * n_lanes);
+        for (index_t b = task * group; b < std::min((task + 1) * group, partition.size()); ++b) {
+            const Block block = partition[b];
+            std::fill(cascades.begin(), cascades.end(), Cascade{0.0, 0.0, 0.0});
+            for_each_tile(block, [&](index_t begin, index_t count) {
+                for (int i = 0; i < k; ++i)
+                    tiles[i] = read_tile(vectors[i].vector->segments[block.segment], begin, count, buffers[i],
+                                         factor_of(vectors[i]));
+                for (index_t p = 0; p < n_products; ++p) {
+                    const Product& product = products[p];
+                    const double *x = tiles[product.i], *y = tiles[product.j];
+                    if (exact && product.weight == Weight::none) {
+                        for (index_t i = 0; i < count; ++i) {
+                            if (std::isfinite(x[i]) && std::isfinite(y[i])) sums.pairs[p].add_product(x[i], y[i]);
+                            else sums.finite = false;
+                        }
+                        continue;
+                    }
+                    Cascade* lanes = cascades.data() + p * n_lanes;
+                    if (product.weight == Weight::none)
+                        loops.dot_cascaded(x, y, count, lanes);
+                    else
+                        loops.weighted_dot_cascaded(x, y, tiles[2], product.weight == Weight::divide, count, lanes);
+                }
+            });
+            for (std::size_t lane = 0; lane < cascades.size(); ++lane)
+                for (const double term : {cascades[lane].hi, cascades[lane].mid, cascades[lane].lo}) {
+                    if (std::isfinite(term)) sums.pairs[lane / n_lanes].add(term);
+                    else sums.finite = false;
+                }
+        }
+    });
+
+    Sums total;
+    total.pairs.resize(products.size());
+    for (const Sums& sums : partial) {
+        total.finite = total.finite && sums.finite;
+        for (index_t p = 0; p < n_products; ++p) total.pairs[p].add(sums.pairs[p]);
+    }
+    return total;
+}
+
+void set_entry(Gram& gram, int i, int j, DoubleDouble value, double bound) {
+    for (const int at : {i * gram.k + j, j * gram.k + i}) {
+        gram.hi[at] = value.hi;
+        gram.lo[at] = value.lo;
+        gram.bound[at] = bound;
+    }
+}
+
+Gram not_finite(int k, std::vector<int> exponents, Precision precision) {
+    const double nan = std::numeric_limits<double>::quiet_NaN();
+    const std::vector<double> nans(static_cast<std::size_t>(k) * k, nan);
+    return {k, nans, nans, nans, std::move(exponents), nan, nan, false, precision};
+}
+
+// Entries with their bounds, from the sums over all pairs.
+Gram assemble(const Sums& sums, const std::vector<Scaled>& vectors, Precision precision) {
+    const int k = static_cast<int>(vectors.size());
+    std::vector<int> exponents;
+    for (const Scaled& scaled : vectors) exponents.push_back(scaled.exponent);
+    if (!sums.finite) return not_finite(k, exponents, precision);
+    const std::vector<double> zeros(static_cast<std::size_t>(k) * k, 0.0);
+    Gram result{k, zeros, zeros, zeros, exponents, sums.squared_products, 0.0, true, precision};
+    for (int i = 0, pair = 0; i < k; ++i)
+        for (int j = i; j < k; ++j, ++pair) set_entry(result, i, j, sums.pairs[pair].value(), 0.0);
+    const double n = static_cast<double>(vectors[0].vector->size());
+    for (int i = 0; i < k; ++i)
+        for (int j = i; j < k; ++j) {
+            const double norms =
+                std::sqrt(result.hi[i * k + i] * (1 + fast_bound)) * std::sqrt(result.hi[j * k + j] * (1 + fast_bound));
+            const double value = std::fabs(result.hi[i * k + j]);
+            double bound = value * rounding_bound;
+            if (precision == Precision::fast) bound = fast_bound * norms;
+            if (precision == Precision::compensated) bound += cascaded_bound * norms;
+            // Products below the least normal number lose up to 2^-1074 each; nothing else underflows.
+            if (precision != Precision::exact && norms > 0.0) bound += n * std::ldexp(1.0, -1073);
+            set_entry(result, i, j, result.entry(i, j), bound);
+        }
+    return result;
+}
+
+bool within_range(double square) { return square >= least_square && square <= greatest_square; }
+
+// The power of two next above the largest element, but not below the least normal one; 0 for a vector of zeros.
+int exponent_of(double largest) {
+    int exponent = 0;
+    if (largest > 0.0) (void)std::frexp(largest, &exponent);
+    return std::max(exponent, -1022);
+}
+
+std::vector<Product> all_pairs(int k) {
+    std::vector<Product> products;
+    for (int i = 0; i < k; ++i)
+        for (int j = i; j < k; ++j) products.push_back({i, j, Weight::none});
+    return products;
+}
+
+// Exact sums cover the whole range of double products, so the numbers are taken as they are and scaled afterwards.
+Gram exact_gram(const std::vector<Scaled>& vectors) {
+    const int k = static_cast<int>(vectors.size());
+    const Sums sums = careful_sums(vectors, all_pairs(k), Precision::exact);
+    Gram result = assemble(sums, vectors, Precision::exact);
+    if (!sums.finite) return result;
+    for (int i = 0, pair = 0; i < k; pair += k - i, ++i) {
+        int exponent;
+        (void)sums.pairs[pair].rounded(exponent);
+        result.exponents[i] = exponent / 2;
+    }
+    for (int i = 0, pair = 0; i < k; ++i)
+        for (int j = i; j < k; ++j, ++pair) {
+            int exponent;
+            const DoubleDouble mantissa = sums.pairs[pair].rounded(exponent);
+            DoubleDouble value = ldexp(mantissa, exponent - result.exponents[i] - result.exponents[j]);
+            // An inner product below the least positive double keeps its sign.
+            if (value.hi == 0.0 && mantissa.hi != 0.0) value = std::copysign(std::ldexp(1.0, -1074), mantissa.hi);
+            set_entry(result, i, j, value, std::fabs(value.hi) * rounding_bound);
+        }
+    return result;
+}
+
+Gram scaled_gram(const std::vector<Scaled>& vectors, Precision precision) {
+    if (precision == Precision::fast) return assemble(fast_sums(vectors), vectors, precision);
+    return assemble(careful_sums(vectors, all_pairs(static_cast<int>(vectors.size())), precision), vectors, precision);
+}
+
+}  // namespace
+
+Gram gram(const std::vector<const Vector*>& vectors, Precision precision) {
+    require_same_layout(vectors);
+    std::vector<Scaled> scaled;
+    for (const Vector* vector : vectors) scaled.push_back({vector, 0});
+    if (precision == Precision::exact) return exact_gram(scaled);
+
+    const int k = static_cast<int>(vectors.size());
+    const Gram plain = scaled_gram(scaled, precision);
+    bool in_range = plain.finite;
+    for (int i = 0; i < k && in_range; ++i) in_range = within_range(plain.hi[i * k + i]);
+    if (in_range) return plain;
+
+    for (Scaled& one : scaled) {
+        const double largest = max_abs(*one.vector);
+        if (std::isnan(largest)) return not_finite(k, std::vector<int>(vectors.size(), 0), precision);
+        one.exponent = exponent_of(largest);
+    }
+    return scaled_gram(scaled, precision);
+}
+
+Gram weighted_gram(const Vector& y, const Vector& g, const Vector& d, Precision precision) {
+    require_same_layout({&y, &g, &d});
+    const Gram plain = gram({&y, &g}, precision == Precision::exact ? precision : Precision::fast);
+    if (!plain.finite) return plain;
+    const double largest[3] = {max_abs(y), max_abs(g), max_abs(d)};
+    if (std::isnan(largest[2])) throw std::invalid_argument("the diagonal base holds NaN or Inf");
+    // Dividing d by 2^(2 shift) moves y^T D^-1 y and g^T D g by opposite powers, and its square root stays exact.
+    const int shift = exponent_of(largest[2]) / 2;
+    const std::vector<Scaled> scaled = {{&y, exponent_of(largest[0])}, {&g, exponent_of(largest[1])}, {&d, 2 * shift}};
+    const Sums sums = careful_sums(
+        scaled, {{0, 0, Weight::divide}, {0, 1, Weight::none}, {1, 1, Weight::multiply}}, Precision::compensated);
+    if (!sums.finite)
+        throw std::invalid_argument("inner products weighted by the diagonal base leave the range of float64");
+    Gram result = assemble(sums, {scaled[0], scaled[1]}, Precision::compensated);
+    result.exponents = {scaled[0].exponent - shift, scaled[1].exponent + shift};
+    set_entry(result, 0, 0, result.entry(0, 0), result.hi[0] * weighted_bound);
+    set_entry(result, 1, 1, result.entry(1, 1), result.hi[3] * weighted_bound);
+
+    // y.g carries no weight, so its bound comes from the plain norms.
+    const int rescale = plain.exponents[0] + plain.exponents[1] - scaled[0].exponent - scaled[1].exponent;
+    if (precision == Precision::exact) {
+        set_entry(result, 0, 1, ldexp(plain.entry(0, 1), rescale), std::ldexp(plain.bound[1], rescale));
+        result.precision = precision;
+    } else {
+        const double norms = std::ldexp(std::sqrt(plain.hi[0]) * std::sqrt(plain.hi[3]), rescale);
+        set_entry(result, 0, 1, result.entry(0, 1),
+                  2 * cascaded_bound * norms + std::fabs(result.hi[1]) * rounding_bound);
+        result.squared_products = std::ldexp(plain.squared_products, 2 * rescale);
+    }
+    return result;
+}
+
+Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, double tolerance) {
+    Gram result;
+    double sign_flip_variance = 0.0;
+    for (const Precision precision : {Precision::fast, Precision::compensated, Precision::exact}) {
+        if (base != nullptr && precision == Precision::fast) continue;
+        result = base == nullptr ? gram({&y, &g}, precision) : weighted_gram(y, g, *base, precision);
+        const double yy = result.hi[0], yg = std::fabs(result.hi[1]), gg = result.hi[3];
+        if (!result.finite || yy == 0.0 || gg == 0.0) return result;
+        if (result.squared_products > 0.0) sign_flip_variance = result.squared_products / yy / gg;
+        result.sign_flip_variance = sign_flip_variance;
+        // cos = yg/sqrt(yy gg), sin^2 = 1 - cos^2: their relative errors from the bounds of the three numbers.
+        const double norms = std::sqrt(yy) * std::sqrt(gg), cosine = std::min(1.0, yg / norms);
+        const double relative = 0.5 * (result.bound[0] / yy + result.bound[3] / gg);
+        const double error = cosine * relative + result.bound[1] / norms;
+        const double sine_squared = 1.0 - cosine * cosine;
+        if (!(yg > result.bound[1])) continue;
+        // Exact sums would not sharpen the sine: hi + lo of a compensated pass is as good.
+        if (precision == Precision::compensated) return result;
+        if (error <= tolerance * cosine && cosine * error <= tolerance * sine_squared) return result;
+    }
+    return result;
+}
+
+index_t first_not_positive(const Vector& d) {
+    const Partition partition(d);
+    std::vector<index_t> partial(static_cast<std::size_t>(partition.size()), -1);
+    parallel_for(partition.size(), [&](index_t task) {
+        const Block block = partition[task];
+        auto buffer = std::make_unique<TileBuffer>();
+        for_each_tile(block, [&](index_t begin, index_t count) {
+            const double* values = read_tile(d.segments[block.segment], begin, count, *buffer);
+            for (index_t i = 0; i < count && partial[task] < 0; ++i)
+                if (!(values[i] > 0.0 && std::isfinite(values[i]))) partial[task] = begin + i;
+        });
+    });
+    for (index_t task = 0; task < partition.size(); ++task) {
+        if (partial[task] < 0) continue;
+        index_t before = 0;
+        for (std::size_t s = 0; s < partition[task].segment; ++s) before += d.segments[s].size();
+        return before + partial[task];
+    }
+    return -1;
+}
+
+double max_abs(const Vector& vector) {
+    const Partition partition(vector);
+    std::vector<double> partial(static_cast<std::size_t>(partition.size()), 0.0);
+    parallel_for(partition.size(), [&](index_t task) {
+        const Block block = partition[task];
+        auto buffer = std::make_unique<TileBuffer>();
+        double largest = 0.0;
+        for_each_tile(block, [&](index_t begin, index_t count) {
+            const double found = hot_loops().max_abs(
+                read_tile(vector.segments[block.segment], begin, count, *buffer), count);
+            if (!(found <= largest)) largest = found;
+            if (std::isnan(found)) partial[task] = found;
+        });
+        if (!std::isnan(partial[task])) partial[task] = largest;
+    });
+    double largest = 0.0;
+    for (const double found : partial) {
+        if (std::isnan(found)) return found;
+        largest = std::max(largest, found);
+    }
+    return largest;
+}
+
+}  // namespace steepest

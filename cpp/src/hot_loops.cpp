@@ -1,0 +1,456 @@
+// The loops that touch every element. Compiled once for each instruction set with STEEPEST_ISA as its name; no Eigen
+// and no standard-library templates here, and internal linkage throughout, so that nothing compiled for a newer CPU can
+// be picked by the linker for an older one.
+//
+// Summation: every sum runs in n_lanes independent lanes; a lane is folded into a second level after chain_steps
+// additions. The order depends on nothing but n, so bits do not depend on the instruction set either, except that a
+// float64 product is fused on one CPU and not on another.
+#include "hot_loops.hpp"
+
+#include "simd.hpp"
+
+namespace {
+
+using std::int64_t;
+using steepest::Cascade;
+using steepest::HotLoops;
+using steepest::PairSums;
+using steepest::chain_steps;
+using steepest::n_lanes;
+
+constexpr int n_vectors = n_lanes / width;  // vector registers that hold one set of lanes
+constexpr int64_t prefetch_bytes = 2048;    // how far ahead of the loads
+
+struct Lanes {
+    vdouble part[n_vectors];
+};
+
+STEEPEST_INLINE Lanes zero_lanes() {
+    Lanes lanes;
+    for (int v = 0; v < n_vectors; ++v) lanes.part[v] = broadcast(0.0);
+    return lanes;
+}
+
+STEEPEST_INLINE void fold(Lanes& into, Lanes& from) {
+    for (int v = 0; v < n_vectors; ++v) {
+        into.part[v] = into.part[v] + from.part[v];
+        from.part[v] = broadcast(0.0);
+    }
+}
+
+STEEPEST_INLINE void lanes_to_array(const Lanes& lanes, double* array) { std::memcpy(array, lanes.part, sizeof lanes); }
+
+// Pairwise sum of the lanes.
+STEEPEST_INLINE double sum_lanes(const Lanes& lanes) {
+    double a[n_lanes];
+    lanes_to_array(lanes, a);
+    for (int half = n_lanes / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) a[i] = a[i] + a[i + half];
+    return a[0];
+}
+
+// Calls step(pointers) for each n_lanes elements of the K arrays; the last, shorter run is padded with zeros, which add
+// nothing to a sum of products. After every chain_steps steps calls rest().
+template <class T, int K, class Step, class Rest>
+STEEPEST_INLINE void for_each_step(const char* const (&arrays)[K], int64_t n, Step step, Rest rest) {
+    constexpr int64_t stride = n_lanes * T::bytes;
+    const char* at[K];
+    for (int k = 0; k < K; ++k) at[k] = arrays[k];
+    int64_t steps = n / n_lanes;
+    while (steps > 0) {
+        const int64_t run = steps < chain_steps ? steps : chain_steps;
+        for (int64_t i = 0; i < run; ++i) {
+            for (int k = 0; k < K; ++k)
+                for (int64_t line = 0; line < stride; line += 64) STEEPEST_PREFETCH(at[k] + prefetch_bytes + line);
+            step(at);
+            for (int k = 0; k < K; ++k) at[k] += stride;
+        }
+        steps -= run;
+        rest();
+    }
+    const int64_t left = n % n_lanes;
+    if (left > 0) {
+        alignas(64) char padded[K][n_lanes * T::bytes];
+        for (int k = 0; k < K; ++k) {
+            std::memset(padded[k], 0, sizeof padded[k]);
+            std::memcpy(padded[k], at[k], static_cast<std::size_t>(left) * T::bytes);
+            at[k] = padded[k];
+        }
+        step(at);
+        rest();
+    }
+}
+
+template <class T>
+STEEPEST_INLINE vdouble load(const char* array, int v) {
+    return T::load(array + v * width * T::bytes);
+}
+
+template <class T>
+PairSums pair_sums(const void* x, const void* y, int64_t n) {
+    Lanes xx = zero_lanes(), xy = xx, yy = xx, squares = xx, chain_xx = xx, chain_xy = xx, chain_yy = xx,
+          chain_squares = xx;
+    const char* const arrays[2] = {static_cast<const char*>(x), static_cast<const char*>(y)};
+    for_each_step<T>(
+        arrays, n,
+        [&](const char* const* at) {
+            for (int v = 0; v < n_vectors; ++v) {
+                const vdouble a = load<T>(at[0], v), b = load<T>(at[1], v), p = a * b;
+                chain_xx.part[v] = multiply_add(a, a, chain_xx.part[v]);
+                chain_yy.part[v] = multiply_add(b, b, chain_yy.part[v]);
+                chain_xy.part[v] = chain_xy.part[v] + p;
+                chain_squares.part[v] = multiply_add(p, p, chain_squares.part[v]);
+            }
+        },
+        [&] {
+            fold(xx, chain_xx);
+            fold(xy, chain_xy);
+            fold(yy, chain_yy);
+            fold(squares, chain_squares);
+        });
+    return {sum_lanes(xx), sum_lanes(xy), sum_lanes(yy), sum_lanes(squares)};
+}
+
+// Sums in hi + lo: errors of the products and of the additions to hi are collected in lo (Ogita, Rump, Oishi 2005,
+// Dot2, over lanes).
+template <class T>
+STEEPEST_INLINE void accumulate_twofold(vdouble a, vdouble b, vdouble& hi, vdouble& lo) {
+    if constexpr (T::exact_products) {
+        hi = multiply_add(a, b, hi);  // double is twice the precision of these types already
+    } else {
+        vdouble p, e, s, t;
+        two_product(a, b, p, e);
+        two_sum(hi, p, s, t);
+        lo = lo + (t + e);
+        hi = s;
+    }
+}
+
+STEEPEST_INLINE void sum_lanes_twofold(const Lanes& hi, const Lanes& lo, double* hi_lo) {
+    double h[n_lanes], l[n_lanes];
+    lanes_to_array(hi, h);
+    lanes_to_array(lo, l);
+    double sum = 0.0, rest = 0.0;
+    for (int i = 0; i < n_lanes; ++i) {
+        const double s = sum + h[i], t = s - sum;
+        rest += ((sum - (s - t)) + (h[i] - t)) + l[i];
+        sum = s;
+    }
+    hi_lo[0] = sum;
+    hi_lo[1] = rest;
+}
+
+template <class T>
+void pair_dots(const void* w0, const void* w1, const void* x, int64_t n, double* hi_lo) {
+    Lanes hi0 = zero_lanes(), lo0 = hi0, hi1 = hi0, lo1 = hi0;
+    const char* const arrays[3] = {static_cast<const char*>(w0), static_cast<const char*>(w1),
+                                   static_cast<const char*>(x)};
+    for_each_step<T>(
+        arrays, n,
+        [&](const char* const* at) {
+            for (int v = 0; v < n_vectors; ++v) {
+                const vdouble c = load<T>(at[2], v);
+                accumulate_twofold<T>(load<T>(at[0], v), c, hi0.part[v], lo0.part[v]);
+                accumulate_twofold<T>(load<T>(at[1], v), c, hi1.part[v], lo1.part[v]);
+            }
+        },
+        [] {});
+    sum_lanes_twofold(hi0, lo0, hi_lo);
+    sum_lanes_twofold(hi1, lo1, hi_lo + 2);
+}
+
+template <class T>
+void combine_pair(double base, double c0, double c1, const void* x, const void* w0, const void* w1, int64_t n,
+                  void* out) {
+    const vdouble b = broadcast(base), k0 = broadcast(c0), k1 = broadcast(c1);
+    const char *px = static_cast<const char*>(x), *p0 = static_cast<const char*>(w0),
+               *p1 = static_cast<const char*>(w1);
+    char* po = static_cast<char*>(out);
+    constexpr int bytes = width * T::bytes;
+    const auto step = [&](const char* ax, const char* a0, const char* a1, char* target) {
+        const vdouble value = multiply_add(k1, T::load(a1), multiply_add(k0, T::load(a0), b * T::load(ax)));
+        T::store(value, target);
+    };
+    int64_t i = 0;
+    for (; i + n_lanes <= n; i += n_lanes) {
+        const int64_t offset = i * T::bytes;
+        for (int64_t line = 0; line < n_lanes * T::bytes; line += 64) {
+            STEEPEST_PREFETCH(px + offset + prefetch_bytes + line);
+            STEEPEST_PREFETCH(p0 + offset + prefetch_bytes + line);
+            STEEPEST_PREFETCH(p1 + offset + prefetch_bytes + line);
+        }
+        for (int v = 0; v < n_vectors; ++v) {
+            const int64_t o = offset + v * bytes;
+            step(px + o, p0 + o, p1 + o, po + o);
+        }
+    }
+    for (; i < n; i += width) {
+        const int64_t offset = i * T::bytes;
+        if (i + width <= n) {
+            step(px + offset, p0 + offset, p1 + offset, po + offset);
+        } else {
+            char tail[4][bytes] = {};
+            const std::size_t left = static_cast<std::size_t>(n - i) * T::bytes;
+            std::memcpy(tail[0], px + offset, left);
+            std::memcpy(tail[1], p0 + offset, left);
+            std::memcpy(tail[2], p1 + offset, left);
+            step(tail[0], tail[1], tail[2], tail[3]);
+            std::memcpy(po + offset, tail[3], left);
+        }
+    }
+}
+
+template <class T>
+void widen(const void* source, int64_t n, double* target) {
+    const char* from = static_cast<const char*>(source);
+    int64_t i = 0;
+    for (; i + width <= n; i += width) {
+        STEEPEST_PREFETCH(from + i * T::bytes + prefetch_bytes);
+        Float64::store(T::load(from + i * T::bytes), reinterpret_cast<char*>(target + i));
+    }
+    if (i < n) {
+        char tail[width * T::bytes] = {};
+        double values[width];
+        std::memcpy(tail, from + i * T::bytes, static_cast<std::size_t>(n - i) * T::bytes);
+        Float64::store(T::load(tail), reinterpret_cast<char*>(values));
+        std::memcpy(target + i, values, static_cast<std::size_t>(n - i) * sizeof(double));
+    }
+}
+
+template <class T>
+void narrow(const double* source, int64_t n, void* target) {
+    char* to = static_cast<char*>(target);
+    int64_t i = 0;
+    for (; i + width <= n; i += width)
+        T::store(Float64::load(reinterpret_cast<const char*>(source + i)), to + i * T::bytes);
+    if (i < n) {
+        double values[width] = {};
+        char tail[width * T::bytes];
+        std::memcpy(values, source + i, static_cast<std::size_t>(n - i) * sizeof(double));
+        T::store(Float64::load(reinterpret_cast<const char*>(values)), tail);
+        std::memcpy(to + i * T::bytes, tail, static_cast<std::size_t>(n - i) * T::bytes);
+    }
+}
+
+STEEPEST_INLINE const char* chars(const double* x) { return reinterpret_cast<const char*>(x); }
+
+double dot(const double* x, const double* y, int64_t n) {
+    Lanes sum = zero_lanes(), chain = sum;
+    const char* const arrays[2] = {chars(x), chars(y)};
+    for_each_step<Float64>(
+        arrays, n,
+        [&](const char* const* at) {
+            for (int v = 0; v < n_vectors; ++v)
+                chain.part[v] = multiply_add(load<Float64>(at[0], v), load<Float64>(at[1], v), chain.part[v]);
+        },
+        [&] { fold(sum, chain); });
+    return sum_lanes(sum);
+}
+
+void dot_twofold(const double* x, const double* y, int64_t n, double* hi_lo) {
+    Lanes hi = zero_lanes(), lo = hi;
+    const char* const arrays[2] = {chars(x), chars(y)};
+    for_each_step<Float64>(
+        arrays, n,
+        [&](const char* const* at) {
+            for (int v = 0; v < n_vectors; ++v)
+                accumulate_twofold<Float64>(load<Float64>(at[0], v), load<Float64>(at[1], v), hi.part[v],
+                                            lo.part[v]);
+        },
+        [] {});
+    sum_lanes_twofold(hi, lo, hi_lo);
+}
+
+// Adds a number to hi + mid + lo; only the last addition to lo rounds.
+STEEPEST_INLINE void cascade_add(vdouble x, vdouble& hi, vdouble& mid, vdouble& lo) {
+    vdouble s, t, u, r;
+    two_sum(hi, x, s, t);
+    two_sum(mid, t, u, r);
+    hi = s;
+    mid = u;
+    lo = lo + r;
+}
+
+STEEPEST_INLINE void cascade_add_low(vdouble e, vdouble& mid, vdouble& lo) {
+    vdouble u, r;
+    two_sum(mid, e, u, r);
+    mid = u;
+    lo = lo + r;
+}
+
+// One cascade for each lane.
+struct CascadeLanes {
+    Lanes hi, mid, lo;
+
+    STEEPEST_INLINE explicit CascadeLanes(const Cascade* sums) {
+        double h[n_lanes], m[n_lanes], l[n_lanes];
+        for (int i = 0; i < n_lanes; ++i) {
+            h[i] = sums[i].hi;
+            m[i] = sums[i].mid;
+            l[i] = sums[i].lo;
+        }
+        std::memcpy(hi.part, h, sizeof h);
+        std::memcpy(mid.part, m, sizeof m);
+        std::memcpy(lo.part, l, sizeof l);
+    }
+    // value + error, where |error| is small against |value|
+    STEEPEST_INLINE void add(int v, vdouble value, vdouble error) {
+        cascade_add(value, hi.part[v], mid.part[v], lo.part[v]);
+        cascade_add_low(error, mid.part[v], lo.part[v]);
+    }
+    STEEPEST_INLINE void store(Cascade* sums) const {
+        double h[n_lanes], m[n_lanes], l[n_lanes];
+        lanes_to_array(hi, h);
+        lanes_to_array(mid, m);
+        lanes_to_array(lo, l);
+        for (int i = 0; i < n_lanes; ++i) sums[i] = {h[i], m[i], l[i]};
+    }
+};
+
+void dot_cascaded(const double* x, const double* y, int64_t n, Cascade* sums) {
+    CascadeLanes lanes(sums);
+    const char* const arrays[2] = {chars(x), chars(y)};
+    for_each_step<Float64>(
+        arrays, n,
+        [&](const char* const* at) {
+            for (int v = 0; v < n_vectors; ++v) {
+                vdouble p, e;
+                two_product(load<Float64>(at[0], v), load<Float64>(at[1], v), p, e);
+                lanes.add(v, p, e);
+            }
+        },
+        [] {});
+    lanes.store(sums);
+}
+
+// Division with a zero-padded tail would give 0/0: tails of d are padded with ones.
+void weighted_dot_cascaded(const double* x, const double* y, const double* d, bool divides, int64_t n,
+                           Cascade* sums) {
+    CascadeLanes lanes(sums);
+    double px[n_lanes] = {}, py[n_lanes] = {}, pd[n_lanes];
+    for (int64_t i = 0; i < n; i += n_lanes) {
+        const double *ax = x + i, *ay = y + i, *ad = d + i;
+        if (i + n_lanes > n) {
+            for (double& one : pd) one = 1.0;
+            const std::size_t left = static_cast<std::size_t>(n - i) * sizeof(double);
+            std::memcpy(px, ax, left);
+            std::memcpy(py, ay, left);
+            std::memcpy(pd, ad, left);
+            ax = px;
+            ay = py;
+            ad = pd;
+        }
+        for (int v = 0; v < n_vectors; ++v) {
+            const vdouble w = load<Float64>(chars(ad), v);
+            vdouble p, e, q, r;
+            two_product(load<Float64>(chars(ax), v), load<Float64>(chars(ay), v), p, e);
+            if (divides) {
+                vdouble product, error;
+                q = p / w;
+                two_product(q, w, product, error);
+                r = ((p - product) - error + e) / w;
+            } else {
+                two_product(p, w, q, r);
+                r = r + e * w;
+            }
+            lanes.add(v, q, r);
+        }
+    }
+    lanes.store(sums);
+}
+
+void multiply(const double* x, const double* d, int64_t n, double* out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * d[i];
+}
+
+void divide(const double* x, const double* d, int64_t n, double* out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = x[i] / d[i];
+}
+
+void scale(double factor, const double* x, int64_t n, double* out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = factor * x[i];
+}
+
+void add_scaled(double factor, const double* x, int64_t n, double* out) {
+    const vdouble f = broadcast(factor);
+    int64_t i = 0;
+    for (; i + width <= n; i += width)
+        Float64::store(multiply_add(f, Float64::load(chars(x + i)), Float64::load(chars(out + i))),
+                       reinterpret_cast<char*>(out + i));
+    if (i < n) {
+        double tail[2][width] = {};
+        const std::size_t left = static_cast<std::size_t>(n - i) * sizeof(double);
+        std::memcpy(tail[0], x + i, left);
+        std::memcpy(tail[1], out + i, left);
+        Float64::store(multiply_add(f, Float64::load(chars(tail[0])), Float64::load(chars(tail[1]))),
+                       reinterpret_cast<char*>(tail[1]));
+        std::memcpy(out + i, tail[1], left);
+    }
+}
+
+double sum_squared_products(const double* x, const double* y, int64_t n) {
+    Lanes sum = zero_lanes();
+    const char* const arrays[2] = {chars(x), chars(y)};
+    for_each_step<Float64>(
+        arrays, n,
+        [&](const char* const* at) {
+            for (int v = 0; v < n_vectors; ++v) {
+                const vdouble p = load<Float64>(at[0], v) * load<Float64>(at[1], v);
+                sum.part[v] = multiply_add(p, p, sum.part[v]);
+            }
+        },
+        [] {});
+    return sum_lanes(sum);
+}
+
+double max_abs(const double* x, int64_t n) {
+    double largest = 0.0, sum = 0.0;
+    for (int64_t i = 0; i < n; ++i) {
+        const double a = x[i] < 0 ? -x[i] : x[i];
+        largest = a > largest ? a : largest;
+        sum += x[i] * 0.0;  // NaN if any element is NaN or infinite
+    }
+    return sum == 0.0 ? largest : sum;
+}
+
+void add_square_row(double k, double wi, const double* w, int64_t n, double* out) {
+    for (int64_t j = 0; j < n; ++j) out[j] = out[j] + k * (wi * w[j]);
+}
+
+void add_cross_row(double k, double wi, double vi, const double* w, const double* v, int64_t n, double* out) {
+    for (int64_t j = 0; j < n; ++j) out[j] = out[j] + k * (wi * v[j] + vi * w[j]);
+}
+
+}  // namespace
+
+#define STEEPEST_JOIN_(a, b) a##b
+#define STEEPEST_JOIN(a, b) STEEPEST_JOIN_(a, b)
+#define STEEPEST_TEXT_(a) #a
+#define STEEPEST_TEXT(a) STEEPEST_TEXT_(a)
+#define STEEPEST_FOR_EACH_DTYPE(loop) {loop<Float64>, loop<Float32>, loop<Float16>, loop<BFloat16>}
+
+namespace steepest {
+
+extern const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA);
+const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
+    STEEPEST_TEXT(STEEPEST_ISA),
+    STEEPEST_FOR_EACH_DTYPE(widen),
+    STEEPEST_FOR_EACH_DTYPE(narrow),
+    STEEPEST_FOR_EACH_DTYPE(pair_sums),
+    STEEPEST_FOR_EACH_DTYPE(pair_dots),
+    STEEPEST_FOR_EACH_DTYPE(combine_pair),
+    dot,
+    dot_twofold,
+    dot_cascaded,
+    weighted_dot_cascaded,
+    multiply,
+    divide,
+    scale,
+    add_scaled,
+    sum_squared_products,
+    max_abs,
+    add_square_row,
+    add_cross_row,
+};
+
+}  // namespace steepest

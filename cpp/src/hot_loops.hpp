@@ -1,0 +1,58 @@
+// The table of loops that are compiled once for each instruction set (see hot_loops.cpp, dispatch.cpp).
+// Plain pointers only: this header is seen by code built for different CPUs.
+#pragma once
+
+#include <cstdint>
+
+namespace steepest {
+
+// Sums of a pair (x, y) over a run of elements.
+struct PairSums {
+    double xx, xy, yy;
+    double squared_products;  // sum of (x_i y_i)^2
+};
+
+// An unevaluated sum hi + mid + lo, the state of a cascaded accumulator.
+struct Cascade {
+    double hi, mid, lo;
+};
+
+struct HotLoops {
+    const char* name;
+
+    // Typed loops over contiguous memory, indexed by DType.
+    void (*widen[4])(const void* source, std::int64_t n, double* target);
+    void (*narrow[4])(const double* source, std::int64_t n, void* target);
+    PairSums (*pair_sums[4])(const void* x, const void* y, std::int64_t n);
+    // hi + lo of w0.x and w1.x, as if computed in twice the working precision
+    void (*pair_dots[4])(const void* w0, const void* w1, const void* x, std::int64_t n, double* hi_lo);
+    // out = base*x + c0*w0 + c1*w1
+    void (*combine_pair[4])(double base, double c0, double c1, const void* x, const void* w0, const void* w1,
+                            std::int64_t n, void* out);
+
+    // Loops over tiles of doubles.
+    double (*dot)(const double* x, const double* y, std::int64_t n);
+    void (*dot_twofold)(const double* x, const double* y, std::int64_t n, double* hi_lo);
+    void (*dot_cascaded)(const double* x, const double* y, std::int64_t n, Cascade* sums);  // adds to sums[n_lanes]
+    // adds x_i y_i d_i, or x_i y_i / d_i, each product in double-double
+    void (*weighted_dot_cascaded)(const double* x, const double* y, const double* d, bool divide, std::int64_t n,
+                                  Cascade* sums);
+    void (*multiply)(const double* x, const double* d, std::int64_t n, double* out);
+    void (*divide)(const double* x, const double* d, std::int64_t n, double* out);
+    void (*scale)(double factor, const double* x, std::int64_t n, double* out);
+    void (*add_scaled)(double factor, const double* x, std::int64_t n, double* out);
+    double (*sum_squared_products)(const double* x, const double* y, std::int64_t n);
+    double (*max_abs)(const double* x, std::int64_t n);  // NaN if any element is NaN
+    // out_j += kaa * (wi * w_j), and out_j += k * (wi * v_j + vi * w_j): one row of a symmetric matrix
+    void (*add_square_row)(double k, double wi, const double* w, std::int64_t n, double* out);
+    void (*add_cross_row)(double k, double wi, double vi, const double* w, const double* v, std::int64_t n,
+                          double* out);
+};
+
+constexpr int n_lanes = 16;       // independent accumulators, the same for every instruction set
+constexpr int chain_steps = 32;   // additions into one lane before it is folded into the next level
+
+// Chosen once, on first use: the best set that is compiled in and that this CPU has, or what STEEPEST_ISA names.
+const HotLoops& hot_loops();
+
+}  // namespace steepest

@@ -1,0 +1,177 @@
+#include "steepest/parallel.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#define STEEPEST_HAVE_FORK 1
+#endif
+
+namespace steepest {
+
+Partition::Partition(const Vector& vector) {
+    index_t blocks = 0;
+    for (const Segment& segment : vector.segments) {
+        first_block_.push_back(blocks);
+        sizes_.push_back(segment.size());
+        blocks += (segment.size() + block_size - 1) / block_size;
+    }
+    first_block_.push_back(blocks);
+}
+
+Block Partition::operator[](index_t block) const {
+    const auto after = std::upper_bound(first_block_.begin(), first_block_.end(), block);
+    const auto segment = static_cast<std::size_t>(after - first_block_.begin()) - 1;
+    const index_t begin = (block - first_block_[segment]) * block_size;
+    return {segment, begin, std::min(block_size, sizes_[segment] - begin)};
+}
+
+namespace {
+
+constexpr int max_threads = 256;
+constexpr index_t tasks_per_thread = 4;  // waking a thread costs about as much as two blocks take
+
+// One parallel_for in flight: its tasks are handed out by a counter.
+struct Job {
+    const std::function<void(index_t)>* work;
+    index_t n_tasks;
+    std::atomic<index_t> next{0};
+    std::atomic<bool> failed{false};
+    std::exception_ptr error;  // written once, by the thread that set `failed`
+
+    void run() {
+        for (;;) {
+            const index_t task = next.fetch_add(1, std::memory_order_relaxed);
+            if (task >= n_tasks || failed.load(std::memory_order_relaxed)) return;
+            try {
+                (*work)(task);
+            } catch (...) {
+                if (!failed.exchange(true)) error = std::current_exception();
+            }
+        }
+    }
+};
+
+class Pool {
+public:
+    // Runs the job on the caller and up to `helpers` workers, and returns when all of them have let go of it.
+    void run(Job& job, int helpers) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            while (static_cast<int>(n_workers_) < helpers) {
+                try {
+                    std::thread([this] { serve(); }).detach();
+                } catch (const std::system_error&) {
+                    break;  // the system grants no more threads: go on with those we have
+                }
+                ++n_workers_;
+            }
+            job_ = &job;
+            wanted_ = std::min(helpers, static_cast<int>(n_workers_));
+        }
+        wake_.notify_all();
+        job.run();
+        std::unique_lock<std::mutex> lock(mutex_);
+        wanted_ = 0;  // workers that have not woken yet need not join any more
+        job_ = nullptr;
+        done_.wait(lock, [this] { return active_ == 0; });
+    }
+
+    std::mutex owner;  // held by the call whose job the pool runs
+
+private:
+    void serve() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            wake_.wait(lock, [this] { return wanted_ > 0; });
+            --wanted_;
+            ++active_;
+            Job* job = job_;
+            lock.unlock();
+            job->run();
+            lock.lock();
+            if (--active_ == 0) done_.notify_all();
+        }
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_, done_;
+    Job* job_ = nullptr;
+    int wanted_ = 0, active_ = 0, n_workers_ = 0;
+};
+
+// The pool is never destroyed: its idle workers end with the process. A forked child has none of them, so it starts
+// over with a new pool in the same storage.
+alignas(Pool) unsigned char pool_storage[sizeof(Pool)];
+Pool& pool() {
+    static Pool* const instance = [] {
+        Pool* made = new (pool_storage) Pool;
+#ifdef STEEPEST_HAVE_FORK
+        pthread_atfork(nullptr, nullptr, [] { new (pool_storage) Pool; });
+#endif
+        return made;
+    }();
+    return *instance;
+}
+
+int threads_from_environment() {
+    const char* text = std::getenv("STEEPEST_NUM_THREADS");
+    if (text != nullptr && *text != '\0') {
+        char* end = nullptr;
+        const long value = std::strtol(text, &end, 10);
+        if (*end == '\0' && value >= 1) return static_cast<int>(std::min<long>(value, max_threads));
+    }
+    return std::min(available_cpus(), max_threads);
+}
+
+std::atomic<int>& thread_count() {
+    static std::atomic<int> count{threads_from_environment()};
+    return count;
+}
+
+}  // namespace
+
+int available_cpus() {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+int get_num_threads() { return thread_count().load(); }
+
+void set_num_threads(int n) {
+    if (n < 1) throw std::invalid_argument("expected at least 1 thread, got " + std::to_string(n));
+    thread_count().store(std::min(n, max_threads));
+}
+
+void parallel_for(index_t n_tasks, const std::function<void(index_t)>& work) {
+    Job job;
+    job.work = &work;
+    job.n_tasks = n_tasks;
+    const int helpers = static_cast<int>(std::min<index_t>(get_num_threads(), n_tasks / tasks_per_thread)) - 1;
+    if (helpers < 1) {
+        job.run();
+    } else {
+        std::unique_lock<std::mutex> lock(pool().owner, std::try_to_lock);
+        if (lock.owns_lock()) pool().run(job, helpers);
+        else job.run();
+    }
+    if (job.failed) std::rethrow_exception(job.error);
+}
+
+}  // namespace steepest

@@ -1,0 +1,166 @@
+#include "steepest/small_matrix.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include <Eigen/Cholesky>
+#include <Eigen/Eigenvalues>
+
+namespace steepest {
+
+namespace {
+
+constexpr double rank_tolerance = 1e-26;
+
+// Cyclic Jacobi for a symmetric matrix: converges quadratically, keeps small eigenvalues of graded matrices, and needs
+// nothing but + - * / and sqrt of the scalar type. A = V diag(values) V^T, ascending.
+struct SymmetricEigen {
+    SmallMatrixDD vectors;
+    std::vector<DoubleDouble> values;
+};
+
+SymmetricEigen symmetric_eigen(SmallMatrixDD a) {
+    const Eigen::Index n = a.rows();
+    SmallMatrixDD v = SmallMatrixDD::Identity(n, n);
+    for (int sweep = 0; sweep < 60; ++sweep) {
+        bool rotated = false;
+        for (Eigen::Index p = 0; p < n; ++p)
+            for (Eigen::Index q = p + 1; q < n; ++q) {
+                const double size = std::sqrt(std::fabs(a(p, p).hi) * std::fabs(a(q, q).hi));
+                if (std::fabs(a(p, q).hi) <= 1e-33 * size || a(p, q).hi == 0.0) continue;
+                rotated = true;
+                const DoubleDouble theta = (a(q, q) - a(p, p)) / (DoubleDouble(2.0) * a(p, q));
+                DoubleDouble t = 0.0;
+                if (std::fabs(theta.hi) > 1e100) {
+                    t = DoubleDouble(0.5) / theta;
+                } else {
+                    t = DoubleDouble(1.0) / (abs(theta) + sqrt(theta * theta + DoubleDouble(1.0)));
+                    if (theta < DoubleDouble(0.0)) t = -t;
+                }
+                const DoubleDouble c = DoubleDouble(1.0) / sqrt(t * t + DoubleDouble(1.0)), s = t * c;
+                for (Eigen::Index i = 0; i < n; ++i) {
+                    const DoubleDouble x = a(i, p), y = a(i, q);
+                    a(i, p) = c * x - s * y;
+                    a(i, q) = s * x + c * y;
+                }
+                for (Eigen::Index i = 0; i < n; ++i) {
+                    const DoubleDouble x = a(p, i), y = a(q, i);
+                    a(p, i) = c * x - s * y;
+                    a(q, i) = s * x + c * y;
+                }
+                a(p, q) = a(q, p) = DoubleDouble(0.0);
+                for (Eigen::Index i = 0; i < n; ++i) {
+                    const DoubleDouble x = v(i, p), y = v(i, q);
+                    v(i, p) = c * x - s * y;
+                    v(i, q) = s * x + c * y;
+                }
+            }
+        if (!rotated) break;
+    }
+    std::vector<Eigen::Index> order(static_cast<std::size_t>(n));
+    for (Eigen::Index i = 0; i < n; ++i) order[static_cast<std::size_t>(i)] = i;
+    std::sort(order.begin(), order.end(), [&](Eigen::Index i, Eigen::Index j) { return a(i, i) < a(j, j); });
+    SymmetricEigen result{SmallMatrixDD(n, n), {}};
+    for (Eigen::Index i = 0; i < n; ++i) {
+        const Eigen::Index from = order[static_cast<std::size_t>(i)];
+        result.values.push_back(a(from, from));
+        result.vectors.col(i) = v.col(from);
+    }
+    return result;
+}
+
+// log(1 + d) of a double-double ratio 1 + d, accurate also for tiny d.
+double log_of(const DoubleDouble& ratio) {
+    const DoubleDouble difference = ratio - DoubleDouble(1.0);
+    return std::fabs(difference.hi) < 0.5 ? std::log1p(static_cast<double>(difference)) : std::log(ratio.hi);
+}
+
+// c I + R K R^T
+SmallMatrixDD on_span(double c, const SmallMatrixDD& core, const SmallMatrixDD& r) {
+    SmallMatrixDD a = r * core * r.transpose();
+    for (Eigen::Index i = 0; i < a.rows(); ++i) a(i, i) += DoubleDouble(c);
+    return a;
+}
+
+}  // namespace
+
+SmallMatrixDD gram_factor(const SmallMatrixDD& g) {
+    const Eigen::Index k = g.rows();
+    SmallMatrixDD rest = g, r = SmallMatrixDD::Zero(k, k);
+    double largest = 0.0;
+    for (Eigen::Index i = 0; i < k; ++i) largest = std::max(largest, g(i, i).hi);
+    Eigen::Index rank = 0;
+    for (; rank < k; ++rank) {
+        Eigen::Index pivot = 0;
+        for (Eigen::Index i = 1; i < k; ++i)
+            if (rest(i, i) > rest(pivot, pivot)) pivot = i;
+        if (!(rest(pivot, pivot).hi > rank_tolerance * largest)) break;
+        const DoubleDouble root = sqrt(rest(pivot, pivot));
+        for (Eigen::Index j = 0; j < k; ++j) r(rank, j) = rest(pivot, j) / root;
+        r(rank, pivot) = root;
+        for (Eigen::Index i = 0; i < k; ++i)
+            for (Eigen::Index j = 0; j < k; ++j) rest(i, j) -= r(rank, i) * r(rank, j);
+        for (Eigen::Index i = 0; i < k; ++i) rest(i, pivot) = rest(pivot, i) = DoubleDouble(0.0);
+    }
+    return r.topRows(rank);
+}
+
+SmallMatrixDD gram_solve(const SmallMatrixDD& g, const SmallMatrixDD& b) {
+    // G = R^T R with R of full row rank: x = R^T (R R^T)^-2 R b is the solution of least norm.
+    const SmallMatrixDD r = gram_factor(g);
+    if (r.rows() == 0) return SmallMatrixDD::Zero(g.rows(), b.cols());
+    const SmallMatrixDD normal = r * r.transpose();
+    const Eigen::LLT<SmallMatrixDD> factor(normal);
+    const SmallMatrixDD once = factor.solve(r * b);
+    return r.transpose() * factor.solve(once);
+}
+
+Angle angle(DoubleDouble yy, DoubleDouble yg, DoubleDouble gg) {
+    const DoubleDouble norms = sqrt(yy) * sqrt(gg);
+    const DoubleDouble determinant = yy * gg - yg * yg;
+    const double cosine = static_cast<double>(yg / norms);
+    const double sine = determinant.hi > 0.0 ? static_cast<double>(sqrt(determinant) / norms) : 0.0;
+    return {std::min(1.0, std::max(-1.0, cosine)), std::min(1.0, sine)};
+}
+
+SmallSpectrum low_rank_spectrum(const SmallMatrixDD& core, const SmallMatrixDD& gram) {
+    const SmallMatrixDD r = gram_factor(gram);
+    const SymmetricEigen eigen = symmetric_eigen(on_span(0.0, core, r));
+    const SmallMatrixDD rotated = eigen.vectors.transpose() * r * core;
+    SmallSpectrum result{Eigen::VectorXd(r.rows()), SmallMatrix(rotated.rows(), rotated.cols())};
+    for (Eigen::Index i = 0; i < r.rows(); ++i) result.values(i) = static_cast<double>(eigen.values[static_cast<std::size_t>(i)]);
+    for (Eigen::Index i = 0; i < rotated.rows(); ++i)
+        for (Eigen::Index j = 0; j < rotated.cols(); ++j) result.rotated_core(i, j) = static_cast<double>(rotated(i, j));
+    return result;
+}
+
+SmallPencil low_rank_pencil(double c1, const SmallMatrixDD& core1, double c2, const SmallMatrixDD& core2,
+                            const SmallMatrixDD& gram) {
+    const SmallMatrixDD r = gram_factor(gram);
+    const SmallMatrixDD a1 = on_span(c1, core1, r), a2 = on_span(c2, core2, r);
+    const Eigen::LLT<SmallMatrixDD> cholesky(a1);
+    if (cholesky.info() != Eigen::Success) throw std::invalid_argument("the first matrix is not positive definite");
+    // Eigenvalues of L^-1 A_2 L^-T are those of A_1^-1 A_2; of L^T A_2 L those of A_1 A_2.
+    const SmallMatrixDD half = cholesky.matrixL().solve(a2);
+    const SmallMatrixDD ratio = cholesky.matrixL().solve(SmallMatrixDD(half.transpose()));
+    const SmallMatrixDD lower = cholesky.matrixL();
+    const SymmetricEigen ratios = symmetric_eigen(ratio), products = symmetric_eigen(lower.transpose() * a2 * lower);
+    SmallPencil result{Eigen::VectorXd(r.rows()), 0.0, 1.0};
+    DoubleDouble bures = 0.0;
+    for (Eigen::Index i = 0; i < r.rows(); ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        if (!(ratios.values[at].hi > 0.0)) throw std::invalid_argument("the second matrix is not positive definite");
+        result.log_ratios(i) = log_of(ratios.values[at]);
+        bures += a1(i, i) + a2(i, i) - DoubleDouble(2.0) * sqrt(products.values[at]);
+    }
+    result.bures = static_cast<double>(bures);
+    for (const SmallMatrixDD* a : {&a1, &a2}) {
+        const SymmetricEigen own = symmetric_eigen(*a);
+        if (!own.values.empty())
+            result.condition = std::max(result.condition, own.values.back().hi / own.values.front().hi);
+    }
+    return result;
+}
+
+}  // namespace steepest

@@ -1,0 +1,415 @@
+"""How a rule's update lies to the gradient: everything that follows from the inner products of one pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from scipy.special import betaincinv, ndtri
+
+from steepest import _core, spectral
+from steepest.arrays import EPSILON, ArrayOrMapping, LongVector, long_vector
+
+__all__ = ["Alignment", "align"]
+
+Status = Literal["ok", "ascent", "undecided", "zero_update", "zero_grad", "nonfinite"]
+
+
+@dataclass(frozen=True, repr=False)
+class Alignment:
+    """Angle between -grad and update, and what it implies for every metric of the pair.
+
+    All numbers are float64. With a `base` (see `align`) norms, angle and everything derived from them are relative
+    to that geometry: |grad| is sqrt(grad^T B^-1 grad), |update| is sqrt(update^T B update).
+
+    Attributes
+    ----------
+    status : str
+        ``ok``: grad.update < 0, certified, so a metric exists. ``ascent``: grad.update >= 0, certified. ``undecided``:
+        the sign is within the error bound (cannot happen for arrays). ``zero_update``, ``zero_grad``, ``nonfinite``:
+        there is no angle. The certificate is about the numbers given; sampling noise in them is not covered.
+    size : int
+        Number of parameters n.
+    dtype : str
+        The coarser of the two element types.
+    inner_product, inner_product_bound : float
+        grad.update and a rigorous bound on its error.
+    grad_norm, update_norm : float
+        Euclidean norms.
+    rho : float
+        ``grad_norm / update_norm``, the unit of all eigenvalues.
+    cosine, sine : float
+        Of the angle between -grad and update; NaN where there is none.
+    angle : float
+        psi in rad, in [0, pi].
+    angle_bound : float
+        Bound on the error of `angle` from the inner products, in rad.
+    psi_floor : float
+        Angle in rad that rounding of the input to `dtype` produces by itself.
+    null_isotropic : float
+        Standard deviation of the cosine for a random direction, ``1/sqrt(n)``.
+    null_sign_flip : float
+        Standard deviation of the cosine when the signs of the products grad_i update_i are drawn at random,
+        ``sqrt(sum grad_i^2 update_i^2) / (|grad| |update|)``; wider than the isotropic one for sparse gradients.
+    relative : bool
+        Whether a base geometry was given.
+    """
+
+    status: Status
+    size: int
+    dtype: str
+    inner_product: float
+    inner_product_bound: float
+    grad_norm: float
+    update_norm: float
+    rho: float
+    cosine: float
+    sine: float
+    angle: float
+    angle_bound: float
+    psi_floor: float
+    null_isotropic: float
+    null_sign_flip: float
+    relative: bool = False
+
+    @property
+    def angle_degrees(self) -> float:
+        """The angle psi in degrees."""
+        return math.degrees(self.angle)
+
+    @property
+    def within_rounding(self) -> bool:
+        """Whether the angle is below what rounding of the input produces by itself."""
+        return self.angle < self.psi_floor
+
+    @property
+    def cond_min(self) -> float:
+        """Least condition number over all metrics, ``((1 + sin psi) / cos psi)^2`` (Proposition 1); NaN if none."""
+        if self.status != "ok":
+            return math.nan
+        return 1.0 if self.size == 1 else spectral.optimal_condition_number(self.cosine, self.sine)
+
+    @property
+    def alpha_opt(self) -> float:
+        """Bulk eigenvalue of the condition-optimal metric, |grad|^2 / (-grad.update); NaN if none."""
+        return self.rho * spectral.optimal_alpha(self.cosine) if self.status == "ok" else math.nan
+
+    @property
+    def eig_bounds(self) -> tuple[float, float]:
+        """(upper bound of lam_min, lower bound of lam_max) over all metrics (Propositions 2, 3); NaN if none."""
+        if self.status != "ok":
+            return math.nan, math.nan
+        smallest, largest = spectral.eigenvalue_bounds(self.cosine)
+        return self.rho * smallest, self.rho * largest
+
+    @property
+    def rate_bound(self) -> float:
+        """Bound on dL/dt by eq (5), -|grad|^2 / lam_max, for the condition-optimal metric; NaN if none."""
+        if self.status != "ok":
+            return math.nan
+        largest = spectral.optimal_eigenvalues(self.cosine, self.sine)[2]
+        return -self.grad_norm * (self.update_norm / largest)
+
+    def null_band(self, kind: Literal["isotropic", "sign-flip"] = "isotropic", level: float = 0.95) -> tuple[float, float]:
+        """Interval of angles that chance alone would give.
+
+        Parameters
+        ----------
+        kind : {'isotropic', 'sign-flip'}
+            Random directions (exact: the squared cosine has a Beta(1/2, (n-1)/2) distribution), or random signs of
+            the elementwise products (normal approximation).
+        level : float
+            Probability of the interval, in (0, 1).
+
+        Returns
+        -------
+        low, high : float
+            Angles in rad, symmetric about 90 degrees.
+
+        Examples
+        --------
+        >>> import numpy as np, steepest
+        >>> a = steepest.align(np.ones(100), -np.ones(100))
+        >>> [round(float(np.degrees(x)), 1) for x in a.null_band()]
+        [78.7, 101.3]
+        """
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"expected a level in (0, 1), got {level}")
+        if kind == "isotropic":
+            # One dimension has two directions only.
+            cosine = 1.0 if self.size == 1 else math.sqrt(betaincinv(0.5, 0.5 * (self.size - 1), level))
+        elif kind == "sign-flip":
+            cosine = min(1.0, self.null_sign_flip * float(ndtri(0.5 + 0.5 * level)))
+        else:
+            raise ValueError(f"expected kind 'isotropic' or 'sign-flip', got {kind!r}")
+        low = math.acos(cosine)
+        return low, math.pi - low
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and derived numbers, as plain Python values.
+
+        Returns
+        -------
+        dict
+            Field name -> value.
+        """
+        derived = ("angle_degrees", "within_rounding", "cond_min", "alpha_opt", "eig_bounds", "rate_bound")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
+
+    def __repr__(self) -> str:
+        head = f"Alignment(status={self.status!r}, n={self.size}"
+        if math.isnan(self.angle):
+            return head + ")"
+        parts = [head, f"angle={self.angle_degrees:.6g} deg" + " (within rounding)" * self.within_rounding]
+        if self.status == "ok":
+            parts.append(f"cond_min={self.cond_min:.6g}")
+        parts.append(f"rho={self.rho:.6g}")
+        low, high = (math.degrees(x) for x in self.null_band())
+        parts.append(f"chance: {low:.4g} to {high:.4g} deg")
+        return ", ".join(parts) + (", relative to a base" if self.relative else "") + ")"
+
+
+def align(
+    grad: ArrayOrMapping,
+    update: ArrayOrMapping,
+    *,
+    base: Any = None,
+    blocks: Literal["joint", "separate"] = "joint",
+) -> Any:
+    """Angle between -grad and update, with certified status and what it implies for every metric.
+
+    Reads the two vectors once, as a rule; a second, compensated pass settles signs and small angles, and an exact one
+    is the last resort, so for arrays `status` is never ``undecided``. Copies nothing.
+
+    Parameters
+    ----------
+    grad : array or mapping name -> array
+        +dL/dtheta, any shape, float64, float32, float16 or bfloat16. A mapping is ONE vector.
+    update : array or mapping name -> array
+        theta_next - theta (or d theta/dt); shape or names and shapes of `grad`, dtype may differ.
+    base : array, mapping, Metric or LinearOperator, optional
+        A reference metric B: a positive diagonal of the same shape, a `Metric`, or a SciPy LinearOperator that is
+        symmetric positive definite (with a method ``solve``, else conjugate gradients are used). The angle is then
+        the one in that geometry, which does not depend on the units of the parameters if B transforms along.
+    blocks : {'joint', 'separate'}
+        ``separate`` (mappings only) returns a dict name -> Alignment, one for each array.
+
+    Returns
+    -------
+    Alignment or dict
+        Never raises for the values of the data: see `Alignment.status`.
+
+    Raises
+    ------
+    ValueError
+        Shapes or names differ, or a diagonal base is not positive.
+    TypeError
+        An unsupported dtype or type.
+
+    See Also
+    --------
+    steepest.metric : The metric itself.
+
+    Notes
+    -----
+    Sections 0 and 15 of the theory (derived). The norm bounds hold for the numbers in memory; an angle below
+    `Alignment.psi_floor` cannot be told from rounding of the input.
+
+    Examples
+    --------
+    >>> import steepest
+    >>> a = steepest.align([3.0, 4.0], [-3.0, -1.0])
+    >>> a.status, round(a.angle_degrees, 4), round(a.cond_min, 4)
+    ('ok', 34.6952, 3.6424)
+    """
+    if blocks == "separate":
+        return {name: _align_one(g, u, b) for name, g, u, b in separate_blocks(grad, update, base)}
+    if blocks != "joint":
+        raise ValueError(f"expected blocks 'joint' or 'separate', got {blocks!r}")
+    return _align_one(grad, update, base)
+
+
+def separate_blocks(grad: Any, update: Any, base: Any) -> list[tuple[Any, Any, Any, Any]]:
+    """(name, grad, update, base) of each array of two mappings.
+
+    Parameters
+    ----------
+    grad, update : mapping name -> array
+        Of the same names.
+    base : mapping name -> base, or None
+        A base for each.
+
+    Returns
+    -------
+    list of tuple
+        In the order of `grad`.
+    """
+    for name, value in (("grad", grad), ("update", update)):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"expected {name} to be a mapping for blocks='separate', got {type(value).__name__}")
+    if base is not None and not isinstance(base, Mapping):
+        raise TypeError(f"expected base to be a mapping for blocks='separate', got {type(base).__name__}")
+    for other in (update, base):
+        if other is not None and set(other) != set(grad):
+            raise ValueError(f"expected the names {list(grad)[:8]}, got {list(other)[:8]}")
+    return [(name, grad[name], update[name], None if base is None else base[name]) for name in grad]
+
+
+def matched_pair(grad: Any, update: Any) -> tuple[LongVector, LongVector]:
+    """Views of gradient and update, which must agree in names and shapes.
+
+    Parameters
+    ----------
+    grad, update : array or mapping
+        As for `align`.
+
+    Returns
+    -------
+    grad, update : LongVector
+        The update in the order of the gradient's names.
+    """
+    y = long_vector(grad, "grad")
+    if isinstance(update, Mapping) and y.layout.names is not None and set(update) == set(y.layout.names):
+        update = {name: update[name] for name in y.layout.names}
+    g = long_vector(update, "update")
+    if y.layout != g.layout:
+        raise ValueError(f"expected update of the same shape as grad, which is {y.layout}, got {g.layout}")
+    return y, g
+
+
+def _align_one(grad: Any, update: Any, base: Any) -> Alignment:
+    y, g = matched_pair(grad, update)
+    if base is None:
+        return align_vectors(y, g)
+    from steepest.base import base_alignment  # a base may be a Metric, which is built on alignments
+
+    return base_alignment(y, g, base)
+
+
+def align_vectors(y: LongVector, g: LongVector, diagonal: LongVector | None = None) -> Alignment:
+    """`align` on views, relative to a diagonal base if there is one.
+
+    Parameters
+    ----------
+    y, g : LongVector
+        Gradient and update of one layout.
+    diagonal : LongVector, optional
+        Positive diagonal of the base.
+
+    Returns
+    -------
+    Alignment
+        Of the pair.
+    """
+    dtype = max((y.coarsest, g.coarsest), key=EPSILON.__getitem__)
+    # Coarse input carries no twelve digits of its angle; its sign is certified all the same.
+    tolerance = 1e-13 if dtype == "float64" else 1e-10
+    gram = _core.angle_gram(y.segments, g.segments, None if diagonal is None else diagonal.segments, tolerance)
+    yy, yg, gg, yy_bound, yg_bound, gg_bound = gram.pair
+    ey, eg = gram.exponents
+    grad_norm, update_norm = scaled(math.sqrt(yy), ey), scaled(math.sqrt(gg), eg)
+    inner, bound = scaled(yg, ey + eg), scaled(yg_bound, ey + eg)
+    return from_inner_products(
+        size=y.size,
+        dtype=dtype,
+        finite=gram.finite,
+        zero=(yy == 0.0, gg == 0.0),
+        negative_inner=(-yg, yg_bound),
+        angle=gram.angle(),
+        angle_relative_bound=(yy_bound / yy + gg_bound / gg if yy > 0.0 and gg > 0.0 else math.nan),
+        scaled_norms=(math.sqrt(yy), math.sqrt(gg)),
+        norms=(grad_norm, update_norm),
+        inner=(inner, bound),
+        rho=scaled(math.sqrt(yy) / math.sqrt(gg), ey - eg) if gg > 0.0 else math.nan,
+        sign_flip=math.sqrt(gram.sign_flip_variance),
+        relative=diagonal is not None,
+    )
+
+
+def scaled(mantissa: float, exponent: int) -> float:
+    """``mantissa * 2**exponent``, infinite where that overflows.
+
+    Parameters
+    ----------
+    mantissa : float
+        Any number.
+    exponent : int
+        Power of two.
+
+    Returns
+    -------
+    float
+        The product.
+    """
+    try:
+        return math.ldexp(mantissa, exponent)
+    except OverflowError:
+        return math.copysign(math.inf, mantissa)
+
+
+def from_inner_products(
+    *,
+    size: int,
+    dtype: str,
+    finite: bool,
+    zero: tuple[bool, bool],
+    negative_inner: tuple[float, float],
+    angle: tuple[float, float],
+    angle_relative_bound: float,
+    scaled_norms: tuple[float, float],
+    norms: tuple[float, float],
+    inner: tuple[float, float],
+    rho: float,
+    sign_flip: float,
+    relative: bool,
+) -> Alignment:
+    """Status and angle from inner products with bounds, on whatever common scale they were formed."""
+    nan = math.nan
+    status: Status
+    descent, bound = negative_inner
+    if not finite:
+        status = "nonfinite"
+    elif zero[0]:
+        status = "zero_grad"
+    elif zero[1]:
+        status = "zero_update"
+    elif descent > bound:
+        status = "ok"
+    elif descent < -bound or (descent == 0.0 and bound == 0.0):
+        status = "ascent"
+    else:
+        status = "undecided"
+    cosine = sine = psi = psi_bound = nan
+    if status in ("ok", "ascent", "undecided"):
+        # The core's angle is the one between grad and update; psi is between -grad and update.
+        cosine, sine = -angle[0], angle[1]
+        if size == 1:
+            cosine, sine = math.copysign(1.0, cosine), 0.0
+        psi = math.atan2(sine, cosine)
+        # d cos = sin d psi and d sin^2 = 2 sin cos d psi, whichever is better conditioned.
+        cosine_bound = abs(cosine) * 0.5 * angle_relative_bound + bound / (scaled_norms[0] * scaled_norms[1])
+        rounding = 4.0 * 2.0**-53 * psi
+        psi_bound = min(cosine_bound / sine if sine > 0.0 else math.inf, math.sqrt(2.0 * cosine_bound) + 2.0**-52)
+        psi_bound += rounding
+    else:
+        sign_flip = nan
+    return Alignment(
+        status=status,
+        size=size,
+        dtype=dtype,
+        inner_product=inner[0],
+        inner_product_bound=inner[1],
+        grad_norm=norms[0],
+        update_norm=norms[1],
+        rho=rho,
+        cosine=cosine,
+        sine=sine,
+        angle=psi,
+        angle_bound=psi_bound,
+        psi_floor=EPSILON[dtype],
+        null_isotropic=1.0 / math.sqrt(size),
+        null_sign_flip=sign_flip,
+        relative=relative,
+    )
