@@ -108,7 +108,7 @@ def geometry_data(alignment_or_metric: Alignment | Metric, *, n_points: int = 36
     """Curves of the picture that :func:`geometry` draws, from two scalars: psi and alpha/rho.
 
     The loss falls, to first order, by ``(-grad).x`` along x. Over the unit ball of M it falls most at
-    ``M^{-1}(-grad)/sqrt(grad^T M^{-1} grad)``, which lies along the update, because that is ``M^{-1}(-grad)``.
+    ``M^{-1}(-grad)/sqrt(grad^T M^{-1} grad)``, along the update, because ``update = M^{-1}(-grad)``.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def _alignment_and_alpha(source: Alignment | Metric) -> tuple[Alignment, float |
         )
     if source.alignment is None or source.alpha is None:
         raise TypeError(
-            "geometry needs a Metric of the one-parameter family (made from a grad and an update, scalar base); "
+            "geometry needs a Metric of the one-parameter family (from a grad and an update, scalar base); "
             "for any other draw its alignment: geometry(steepest.align(grad, update))"
         )
     return source.alignment, float(source.alpha) / float(source.alignment.rho)

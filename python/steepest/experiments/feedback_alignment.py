@@ -333,8 +333,7 @@ def run(
     *,
     losses: Sequence[Loss] = LOSSES,
     n_hidden: int = 64,
-    n_steps: int | None = None,
-    rate: float | None = None,
+    step_fraction: float = 1.0,
     init_scale: float = 0.1,
     rng: np.random.Generator | int | None = None,
     progress: Progress | None = None,
@@ -348,10 +347,9 @@ def run(
     losses : sequence of {"squared", "cross-entropy"}
     n_hidden : int
         Hidden units.
-    n_steps : int, optional
-        Full-batch steps; default 3000 for the squared loss, 600 for cross-entropy.
-    rate : float, optional
-        Learning rate; default 0.05 and 0.2.
+    step_fraction : float
+        Fraction of the full-batch steps to take: of 3000 at rate 0.05 for the squared loss, of 600 at rate
+        0.2 for cross-entropy.
     init_scale : float
         The weights start as Gaussian with standard deviation ``init_scale/sqrt(fan-in)``; B has
         ``1/sqrt(hidden)``. Small weights leave the forward path free to align with the feedback.
@@ -367,7 +365,7 @@ def run(
     Raises
     ------
     ValueError
-        Unknown loss, a number that is not positive, or a diverging loss.
+        Unknown loss, a number that is not positive, or a loss that diverges.
 
     Notes ----- A step costs O(classes * inputs^2) under the squared loss, whose full batch enters through its
     second moments, and O(classes * inputs * images) under cross-entropy.
@@ -375,8 +373,13 @@ def run(
     unknown = [name for name in losses if name not in _OBJECTIVES]
     if unknown:
         raise ValueError(f"losses must be among {LOSSES}, got {unknown}")
-    if n_hidden < 1 or not init_scale > 0.0:
-        raise ValueError(f"n_hidden and init_scale must be positive, got {n_hidden} and {init_scale}")
+    for number_name, number in (
+        ("n_hidden", n_hidden),
+        ("step_fraction", step_fraction),
+        ("init_scale", init_scale),
+    ):
+        if not number > 0:
+            raise ValueError(f"{number_name} must be positive, got {number}")
     train_inputs, test_inputs = _inputs(digits)
     n_inputs = train_inputs.shape[1]
     generator = np.random.default_rng(rng)
@@ -401,8 +404,8 @@ def run(
                     feedback,
                     rule=rule,
                     loss_name=name,
-                    rate=RATE[name] if rate is None else rate,
-                    n_steps=N_STEPS[name] if n_steps is None else n_steps,
+                    rate=RATE[name],
+                    n_steps=max(round(step_fraction * N_STEPS[name]), 1),
                     accuracy=accuracy,
                     progress=progress,
                 )
@@ -420,7 +423,7 @@ def run(
 
 
 def write(result: FeedbackAlignment, folder: Path) -> list[Path]:
-    """Write ``feedback_alignment.npz`` and ``feedback_alignment.csv`` (a row per run and step) to `folder`."""
+    """Write ``feedback_alignment.npz`` and ``feedback_alignment.csv`` (rows: run, step) to `folder`."""
     fields = result.to_dict()
     arrays = {name: value for name, value in fields.items() if name != "trainings"}
     columns: dict[str, list[Any]] = {}
@@ -478,7 +481,7 @@ def figure(result: FeedbackAlignment) -> Figure:
                     angle.semilogx(training.step, np.degrees(training.angle), color=colour)
                 cond.loglog(training.step, training.cond, color=colour)
             unit = "nats" if name == "cross-entropy" else "half squared error"
-            loss.set(ylabel=f"training loss ({unit})", title=f"{name} loss")
+            loss.set(ylabel=f"training loss ({unit})", title=f"{name} loss, {result.dataset}")
             loss.set_ylim(bottom=0)
             loss.legend(loc="lower left")
             if name == "squared":

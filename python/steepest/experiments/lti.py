@@ -129,7 +129,7 @@ def eigenvalue_curves(n_points: int = 359, *, limit: float = math.radians(89.5))
 
 
 def random_system(n: int, *, rng: np.random.Generator | int | None = None) -> Array:
-    """A random asymmetric Hurwitz matrix: Gaussian, variance 1/n, shifted so that the slowest mode decays at 0.1.
+    """Random asymmetric Hurwitz matrix: Gaussian, variance 1/n, shifted: the slowest mode decays at 0.1.
 
     Parameters
     ----------
