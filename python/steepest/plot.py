@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from steepest.alignment import Alignment
-    from steepest.metric import Metric
+    from steepest import Alignment, Metric
 
 __all__ = ["GeometryData", "geometry", "geometry_data"]
 
@@ -105,7 +104,7 @@ class GeometryData:
 
 
 def geometry_data(alignment_or_metric: Alignment | Metric, *, n_points: int = 361) -> GeometryData:
-    """Curves of the picture that :func:`geometry` draws, from two scalars: psi and alpha/rho.
+    """Curves of the picture that :func:`geometry` draws, from scalars only.
 
     The loss falls, to first order, by ``(-grad).x`` along x. Over the unit ball of M it falls most at
     ``M^{-1}(-grad)/sqrt(grad^T M^{-1} grad)``, along the update, because ``update = M^{-1}(-grad)``.
@@ -113,8 +112,8 @@ def geometry_data(alignment_or_metric: Alignment | Metric, *, n_points: int = 36
     Parameters
     ----------
     alignment_or_metric : Alignment or Metric
-        An Alignment stands for its condition-optimal metric, eq (9). A Metric must be a member of the
-        one-parameter family, eq (8): within the plane any other one is not a function of scalars.
+        An Alignment stands for its condition-optimal metric, eq (9). A Metric must be a multiple of the
+        identity across span{grad, update}, as the family of eq (8) is, or its inverse.
     n_points : int
         Points on the boundary of the ball, at least 5; the last repeats the first.
 
@@ -127,15 +126,15 @@ def geometry_data(alignment_or_metric: Alignment | Metric, *, n_points: int = 36
     ValueError
         The pair has no metric (its status is not ``ok``), or `n_points` is too small.
     TypeError
-        Neither an Alignment nor a Metric; or a Metric without an alignment or with a base that is not a
-        multiple of the identity.
+        Neither an Alignment nor a Metric; or a Metric without an alignment, or with another base.
 
     Notes
     -----
     Cost is O(n_points), whatever the number of parameters. In the basis of :class:`GeometryData`, with
-    ``c = cos psi``, ``s = sin psi`` and ``a = alpha/rho``, eq (8) restricted to the plane is::
+    ``c = cos psi``, ``s = sin psi``, and d the determinant of M/rho within the plane (``alpha c/rho`` in
+    eq (8), 1 in eq (9)), ``M update = -grad`` leaves one matrix (derived)::
 
-        M/rho = [[1/c + a s^2, -a s c], [-a s c, a c^2]]
+        M/rho = [[1/c + d s^2/c, -d s], [-d s, d c]]
 
     Examples
     --------
@@ -146,20 +145,21 @@ def geometry_data(alignment_or_metric: Alignment | Metric, *, n_points: int = 36
     """
     if n_points < 5:
         raise ValueError(f"n_points must be at least 5, got {n_points}")
-    alignment, alpha = _alignment_and_alpha(alignment_or_metric)
+    alignment = _alignment(alignment_or_metric)
     if alignment.status != "ok":
         raise ValueError(
             "geometry needs a pair that has a metric (status 'ok', the update lowers the linearised loss); "
             f"got status {alignment.status!r} at psi = {math.degrees(alignment.angle):.6g} degrees"
         )
     c, s = float(alignment.cosine), float(alignment.sine)
-    if alpha is None:
-        alpha = 1.0 / c
-    plane = np.array([[1.0 / c + alpha * s * s, -alpha * s * c], [-alpha * s * c, alpha * c * c]])
-    # Largest eigenvalue from the trace, smallest from the determinant alpha c: neither cancels.
+    alpha, determinant = _bulk_and_determinant(alignment_or_metric, alignment)
+    # The one plane matrix of this determinant that maps the unit update (c, s) to the unit -grad (1, 0).
+    across = determinant * s
+    plane = np.array([[1.0 / c + across * s / c, -across], [-across, determinant * c]])
+    # Largest eigenvalue from the trace, smallest from the determinant: neither cancels.
     half_gap = math.hypot((plane[0, 0] - plane[1, 1]) / 2.0, plane[0, 1])
     largest = (plane[0, 0] + plane[1, 1]) / 2.0 + half_gap
-    eigenvalues = np.array([alpha * c / largest, largest])
+    eigenvalues = np.array([determinant / largest, largest])
     tilt = 0.5 * math.atan2(2.0 * plane[0, 1], plane[0, 0] - plane[1, 1])  # of the eigenvector of `largest`
     eigenvectors = np.array([[-math.sin(tilt), math.cos(tilt)], [math.cos(tilt), math.sin(tilt)]])
     turn = np.linspace(0.0, 2.0 * np.pi, n_points)
@@ -170,7 +170,7 @@ def geometry_data(alignment_or_metric: Alignment | Metric, *, n_points: int = 36
     level_line = np.array([[touch[0], -reach], [touch[0], reach]])
     return GeometryData(
         angle=float(alignment.angle),
-        alpha=float(alpha),
+        alpha=alpha,
         eigenvalues=eigenvalues,
         eigenvectors=eigenvectors,
         ball=ball,
@@ -180,23 +180,40 @@ def geometry_data(alignment_or_metric: Alignment | Metric, *, n_points: int = 36
     )
 
 
-def _alignment_and_alpha(source: Alignment | Metric) -> tuple[Alignment, float | None]:
-    """The alignment, and alpha in units of rho (None: condition-optimal)."""
-    from steepest.alignment import Alignment
-    from steepest.metric import Metric
+def _alignment(source: Alignment | Metric) -> Alignment:
+    from steepest import Alignment, Metric
 
     if isinstance(source, Alignment):
-        return source, None
+        return source
     if not isinstance(source, Metric):
         raise TypeError(
             f"geometry takes an Alignment, a Metric or a sequence of them, got {type(source).__name__}"
         )
-    if source.alignment is None or source.alpha is None:
+    if source.alignment is None:
+        raise TypeError("geometry needs a Metric of a grad and an update, got one without (a power, say)")
+    return source.alignment
+
+
+def _bulk_and_determinant(source: Alignment | Metric, alignment: Alignment) -> tuple[float, float]:
+    """Eigenvalue across the plane, and determinant within it, in units of rho."""
+    from steepest import Alignment
+
+    if isinstance(source, Alignment) or source.shape[0] == 1:
+        return 1.0 / float(alignment.cosine), 1.0  # eq (9)
+    spectrum = source.spectrum()
+    n = source.shape[0]
+    values, counts = list(spectrum.values), list(spectrum.multiplicities)
+    if math.isfinite(source.alpha):
+        bulk = min(range(len(values)), key=lambda i: abs(values[i] - source.alpha))
+        counts[bulk] -= n - 2
+    if not math.isfinite(source.alpha) or min(counts) < 0 or sum(counts) != 2:
         raise TypeError(
-            "geometry needs a Metric of the one-parameter family (from a grad and an update, scalar base); "
-            "for any other draw its alignment: geometry(steepest.align(grad, update))"
+            "geometry needs a Metric that is a multiple of the identity across span{grad, update} (its base "
+            "a number); for any other draw its alignment: geometry(M.alignment)"
         )
-    return source.alignment, float(source.alpha) / float(source.alignment.rho)
+    rho = float(alignment.rho)
+    smallest, largest = (value for value, count in zip(values, counts, strict=True) for _ in range(count))
+    return float(source.alpha) / rho, (smallest / rho) * (largest / rho)
 
 
 @overload
