@@ -1,1 +1,100 @@
-__version__ = "0.1.0"
+"""Write any learning rule as natural gradient descent: the metric M with ``update = -M^{-1} grad``, matrix-free.
+
+``steepest.align(grad, update)`` says how the update lies to the gradient; ``steepest.metric(grad, update)`` is the
+symmetric positive definite metric behind it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    from steepest import _core
+except ModuleNotFoundError as error:
+    if error.name == "steepest._core":
+        error.add_note(
+            "The compiled module steepest._core is missing. Install the package (pip install .), or build it in place "
+            "as CONTRIBUTING.md says, and run Python outside of the source tree's python/ folder."
+        )
+    raise
+
+from steepest import spectral
+from steepest.alignment import Alignment, align
+from steepest.distance import Distance, distance
+from steepest.errors import NotDescentError
+from steepest.metric import CanonicalForm, Metric, Spectrum, canonical_form, metric
+
+__all__ = [
+    "Alignment",
+    "CanonicalForm",
+    "Distance",
+    "Metric",
+    "NotDescentError",
+    "Spectrum",
+    "__version__",
+    "align",
+    "build_config",
+    "canonical_form",
+    "distance",
+    "get_num_threads",
+    "metric",
+    "set_num_threads",
+    "spectral",
+]
+
+__version__: str = _core.build_config()["version"]
+
+
+def build_config() -> dict[str, Any]:
+    """How the compiled core was built, and what it uses here.
+
+    Returns
+    -------
+    dict
+        version, compiler, cplusplus, eigen, pybind11, assertions; instruction_sets (compiled in), instruction_set (in
+        use; the environment variable STEEPEST_ISA forces one), num_threads.
+
+    Examples
+    --------
+    >>> import steepest
+    >>> steepest.build_config()["instruction_set"] in steepest.build_config()["instruction_sets"]
+    True
+    """
+    return _core.build_config()
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads the kernels use.
+
+    The default is the environment variable STEEPEST_NUM_THREADS, else the number of CPUs that the process may run on.
+    Results are the same, bit for bit, for any number.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    ValueError
+        n < 1.
+
+    Examples
+    --------
+    >>> import steepest
+    >>> steepest.set_num_threads(2)
+    >>> steepest.get_num_threads()
+    2
+    """
+    _core.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """How many threads the kernels use.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    return _core.get_num_threads()

@@ -81,6 +81,16 @@ class LongVector:
         """Number of elements."""
         return self.layout.size
 
+    def flat(self) -> NDArray[np.float64]:
+        """One flat float64 array (a copy).
+
+        Returns
+        -------
+        ndarray, shape (n,)
+            All elements in order.
+        """
+        return np.concatenate([widened(s, d).ravel() for s, d in zip(self.segments, self.dtypes, strict=True)])
+
     @property
     def coarsest(self) -> str:
         """The element type with the largest rounding unit."""

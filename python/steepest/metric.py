@@ -1,0 +1,317 @@
+"""From a pair (grad, update) to its metric, and from a metric back to its canonical form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from steepest import _core
+from steepest.alignment import Alignment, align_vectors, matched_pair, separate_blocks
+from steepest.arrays import EPSILON, LongVector
+from steepest.base import diagonal_base, is_diagonal, operator_pair
+from steepest.errors import NotDescentError
+from steepest.metrics.dense import DenseMetric
+from steepest.metrics.diagonal_base import DiagonalBaseMetric
+from steepest.metrics.family import make_family_metric, swapped_alignment
+from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum, check_dense_size
+from steepest.metrics.low_rank import low_rank_form, updated_low_rank
+from steepest.metrics.operator_base import OperatorBaseMetric
+
+__all__ = ["CanonicalForm", "Metric", "Spectrum", "canonical_form", "metric"]
+
+Alpha = float | Literal["optimal"] | Callable[[Alignment], float]
+
+
+def metric(
+    grad: Any,
+    update: Any,
+    *,
+    alpha: Alpha = "optimal",
+    base: Any = None,
+    complement: ArrayLike | None = None,
+    kind: Literal["bfgs", "dfp"] = "bfgs",
+    blocks: Literal["joint", "separate"] = "joint",
+    base_solve: Callable[[Any], Any] | None = None,
+) -> Any:
+    """The metric that makes an update natural gradient descent: SPD M with ``update = -M^{-1} grad``.
+
+    It exists if and only if grad.update < 0. Without further arguments it is the member of the family (8) with the
+    least condition number over ALL metrics of the pair. Reads the two vectors once or twice; holds views of them.
+
+    Parameters
+    ----------
+    grad : array or mapping name -> array
+        +dL/dtheta, any shape, float64, float32, float16 or bfloat16. A mapping is ONE vector.
+    update : array or mapping name -> array
+        theta_next - theta (or d theta/dt); shape or names and shapes of `grad`, dtype may differ.
+    alpha : float, 'optimal' or callable, optional
+        Bulk eigenvalue: M multiplies with it on the complement of span{grad, update}. A callable takes the
+        `Alignment`. The default is |grad|^2 / (-grad.update). Not with `base` or `complement`.
+    base : array, mapping, Metric or LinearOperator, optional
+        A reference metric B: the result is the metric of the pair nearest to it (see `kind`). A positive diagonal of
+        the shape of `grad`, a Metric, or a symmetric positive definite SciPy LinearOperator (its ``solve`` is used if
+        it has one, else conjugate gradients).
+    complement : array_like, shape (n, m), optional
+        Columns u_i orthogonal to the update that span its complement: ``M = y y^T/(y.g) + U U^T``, eq (6). Dense,
+        n <= 4096.
+    kind : {'bfgs', 'dfp'}
+        Nearest in which sense: 'bfgs' minimises KL( N(0,M) || N(0,B) ), 'dfp' minimises KL( N(0,B) || N(0,M) ).
+    blocks : {'joint', 'separate'}
+        ``separate`` (mappings only) returns a dict name -> Metric, one for each array.
+    base_solve : callable, optional
+        ``base_solve(b)`` = B^-1 b for a LinearOperator base.
+
+    Returns
+    -------
+    Metric or dict
+        Matrix-free; products, solves, powers, spectrum, distances.
+
+    Raises
+    ------
+    NotDescentError
+        grad.update >= 0, or a vector is zero or not finite; with ``blocks='separate'`` names all failing blocks.
+    ValueError
+        Shapes or names differ; alpha, base or complement is no valid value.
+    TypeError
+        An unsupported dtype or type.
+
+    See Also
+    --------
+    steepest.align : The angle and what follows from it, without raising.
+
+    Notes
+    -----
+    Eq (8) (paper, reconstructed): ``M(alpha) = y y^T/(y.g) + alpha (I - g g^T/(g.g))`` with y = -grad, g = update;
+    the least condition number ((1+sin psi)/cos psi)^2 is attained at alpha = y.y/(y.g) (Proposition 1, eq (9)).
+    M(alpha) is the BFGS update of alpha*I; quasi-Newton references: Nocedal and Wright, Numerical Optimization, ch. 6;
+    Fletcher (1991). Residual |M @ update + grad| <= 8 eps max(1, alpha/alpha_opt)/cos(psi) |grad|.
+
+    Examples
+    --------
+    >>> import numpy as np, steepest
+    >>> grad, update = np.array([3.0, 4.0, 0.0]), np.array([-3.0, -1.0, 0.5])
+    >>> M = steepest.metric(grad, update)
+    >>> np.allclose(M @ update, -grad), np.allclose(M.solve(-grad), update)
+    (True, True)
+    >>> [round(x, 4) for x in M.spectrum().values]
+    [0.9636, 1.9231, 3.8378]
+    """
+    if kind not in ("bfgs", "dfp"):
+        raise ValueError(f"expected kind 'bfgs' or 'dfp', got {kind!r}")
+    if blocks == "separate":
+        return _separate(grad, update, alpha=alpha, base=base, complement=complement, kind=kind, base_solve=base_solve)
+    if blocks != "joint":
+        raise ValueError(f"expected blocks 'joint' or 'separate', got {blocks!r}")
+    y, g = matched_pair(grad, update)
+    a = align_vectors(y, g)
+    if a.status != "ok":
+        raise NotDescentError({None: a})
+    dtype = min((*y.dtypes, *g.dtypes), key=EPSILON.__getitem__)
+    if complement is not None:
+        if base is not None or alpha != "optimal":
+            raise ValueError("expected complement alone, got it together with base or alpha")
+        return _from_complement(y, g, a, np.asarray(complement), dtype, grad)
+    if base is not None:
+        if alpha != "optimal":
+            raise ValueError("expected base or alpha, got both; multiply the base instead")
+        return _from_base(y, g, a, base, kind, dtype, grad, base_solve)
+    return make_family_metric(y, g, a, _alpha_value(alpha, a), kind, dtype, grad)
+
+
+def _separate(grad: Any, update: Any, *, base: Any, **options: Any) -> dict[Any, Metric]:
+    found: dict[Any, Metric] = {}
+    failed: dict[Any, Alignment] = {}
+    for name, g, u, b in separate_blocks(grad, update, base):
+        try:
+            found[name] = metric(g, u, base=b, **options)
+        except NotDescentError as error:
+            failed[name] = error.alignments[None]
+    if failed:
+        raise NotDescentError(failed)
+    return found
+
+
+def _alpha_value(alpha: Alpha, a: Alignment) -> float:
+    if isinstance(alpha, str):
+        if alpha != "optimal":
+            raise ValueError(f"expected alpha 'optimal', a positive number or a callable, got {alpha!r}")
+        value = a.alpha_opt
+    else:
+        given = alpha(a) if callable(alpha) else alpha
+        try:
+            value = float(given)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"expected alpha to be a number, 'optimal' or a callable, got {given!r}") from error
+    if not (value > 0.0 and math.isfinite(value)):
+        raise ValueError(f"expected a positive finite alpha, got {value}: M(alpha) is positive definite only then")
+    return value
+
+
+def _from_base(
+    y: LongVector,
+    g: LongVector,
+    a: Alignment,
+    base: Any,
+    kind: str,
+    dtype: str,
+    like: Any,
+    base_solve: Callable[[Any], Any] | None,
+) -> Metric:
+    if is_diagonal(base):
+        d = diagonal_base(base, y)
+        relative = align_vectors(y, g, d)
+        if kind == "bfgs":
+            return DiagonalBaseMetric(d, 1, y, g, -1.0, 1.0, relative, a, dtype, like)
+        # DFP is BFGS of the inverse base for the swapped pair, inverted.
+        swapped = swapped_alignment(relative)
+        return DiagonalBaseMetric(d, -1, g, y, 1.0, -1.0, swapped, a, dtype, like, inverse=True)
+    if not isinstance(base, Metric) and not hasattr(base, "matvec") and not hasattr(base, "__matmul__"):
+        raise TypeError(
+            "expected base to be a positive diagonal (array or mapping), a Metric or a SciPy LinearOperator, got "
+            f"{type(base).__name__}"
+        )
+    if isinstance(base, Metric):
+        base._require_definite("a base")
+        if kind == "bfgs" and base.size == y.size and base._layout.sizes == y.layout.sizes and low_rank_form(base):
+            return updated_low_rank(base, y, g, a, dtype, like)
+    if kind == "dfp":
+        raise TypeError("expected kind 'bfgs' for an operator or Metric as base; 'dfp' takes a diagonal base or alpha")
+    p = operator_pair(y, g, base, base_solve)
+    if not float(p.g @ p.image) > 0.0:
+        raise ValueError("expected a symmetric positive definite base, got one with update^T B update <= 0")
+    return OperatorBaseMetric(p.base, p.y, p.g, p.image, p.preimage, y, a, dtype, like)
+
+
+def _from_complement(y: LongVector, g: LongVector, a: Alignment, u: NDArray[Any], dtype: str, like: Any) -> Metric:
+    n = y.size
+    check_dense_size(n, MAX_SIZE, "a metric with an explicit complement")
+    if u.dtype.kind != "f":
+        raise TypeError(f"expected complement of floating dtype, got {u.dtype}")
+    if u.ndim != 2 or u.shape[0] != n:
+        raise ValueError(f"expected complement of shape ({n}, m), columns u_i, got {u.shape}")
+    u = u.astype(np.float64)
+    if not np.all(np.isfinite(u)):
+        raise ValueError("expected a finite complement, got NaN or Inf")
+    minus_grad, update = -y.flat(), g.flat()
+    slack = np.abs(update @ u)
+    allowed = 64 * n * EPSILON[a.dtype] * a.update_norm * np.linalg.norm(u, axis=0)
+    if np.any(slack > allowed):
+        worst = int(np.argmax(slack - allowed))
+        raise ValueError(
+            f"expected columns orthogonal to the update, got column {worst} with |u.update| = {slack[worst]:.3g}; "
+            "project it: u - update (update.u)/(update.update)"
+        )
+    matrix = np.outer(minus_grad, minus_grad) / -a.inner_product + u @ u.T
+    values = np.linalg.eigvalsh(matrix)
+    if not values[0] > n * 2.0**-52 * values[-1]:
+        raise ValueError(
+            f"expected n - 1 = {n - 1} independent columns that span the complement of the update, got a matrix with "
+            f"eigenvalues from {values[0]:.3g} to {values[-1]:.3g}"
+        )
+    return DenseMetric(matrix, y.layout, dtype, a, like)
+
+
+@dataclass(frozen=True)
+class CanonicalForm:
+    """A metric taken apart: ``M = y y^T/(y.g) + U U^T`` with every column of U orthogonal to g, eq (6).
+
+    Attributes
+    ----------
+    U : ndarray, shape (n, n-1)
+        The u_i; unique up to an orthogonal matrix from the right. Here U^T U is diagonal, ascending.
+    grad : ndarray, shape (n,)
+        The gradient that M makes out of the update, -M @ update.
+    residual : float
+        |M @ update + grad| / |grad| for the gradient that was given; 0 if none was.
+    """
+
+    U: NDArray[np.float64]
+    grad: NDArray[np.float64]
+    residual: float
+
+
+def canonical_form(
+    matrix: ArrayLike, update: ArrayLike, grad: ArrayLike | None = None, *, rtol: float = 1e-8
+) -> CanonicalForm:
+    """The constructive proof that every metric has the form of eq (6): recovers the vectors u_i.
+
+    Parameters
+    ----------
+    matrix : array_like, shape (n, n)
+        A symmetric positive definite matrix M.
+    update : array_like, shape (n,)
+        g.
+    grad : array_like, shape (n,), optional
+        -y; if given, M must map update to -grad to relative accuracy `rtol`.
+    rtol : float
+        Accepted asymmetry and residual, relative.
+
+    Returns
+    -------
+    CanonicalForm
+        U with ``M = y y^T/(y.g) + U U^T``.
+
+    Raises
+    ------
+    ValueError
+        M is not square, not symmetric, not positive definite, or does not map update to -grad; says which.
+
+    Notes
+    -----
+    Section 2 (paper; algorithm derived): with Q an orthonormal basis of g-perp (Householder), S = Q^T M Q -
+    (Q^T y)(Q^T y)^T/(y.g) is the Schur complement of M in the basis [g, Q], SPD iff M is; S = V diag(w) V^T,
+    U = Q V diag(sqrt w). Dense, O(n^3).
+
+    Examples
+    --------
+    >>> import numpy as np, steepest
+    >>> M = np.array([[2.0, 0.5], [0.5, 1.0]])
+    >>> form = steepest.canonical_form(M, [1.0, 0.0])
+    >>> form.U.round(6).T
+    array([[0.      , 0.935414]])
+    """
+    m = np.asarray(matrix, dtype=np.float64)
+    g = np.asarray(update, dtype=np.float64)
+    if m.ndim != 2 or m.shape[0] != m.shape[1]:
+        raise ValueError(f"expected a square matrix, got shape {m.shape}")
+    n = m.shape[0]
+    if g.shape != (n,):
+        raise ValueError(f"expected update of shape ({n},), got {g.shape}")
+    if not (np.all(np.isfinite(m)) and np.all(np.isfinite(g)) and np.any(g)):
+        raise ValueError("expected a finite matrix and a finite update other than zero")
+    size = float(np.abs(m).max())
+    asymmetry = float(np.abs(m - m.T).max())
+    if asymmetry > rtol * size:
+        raise ValueError(f"expected a symmetric matrix, got entries that differ by {asymmetry:.3g} from the transpose")
+    m = 0.5 * (m + m.T)
+    y = m @ g
+    residual = 0.0
+    if grad is not None:
+        wanted = -np.asarray(grad, dtype=np.float64)
+        if wanted.shape != (n,):
+            raise ValueError(f"expected grad of shape ({n},), got {wanted.shape}")
+        residual = float(np.linalg.norm(y - wanted) / np.linalg.norm(wanted)) if np.any(wanted) else math.inf
+        if not residual <= rtol:
+            raise ValueError(
+                f"expected a matrix that maps update to -grad, got |M update + grad| / |grad| = {residual:.3g}"
+            )
+    descent = float(y @ g)
+    if not descent > 0.0:
+        raise ValueError(f"expected a positive definite matrix, got update^T M update = {descent:.6g}")
+    if n == 1:
+        return CanonicalForm(np.zeros((1, 0)), -y, residual)
+    basis = np.empty((n, n - 1), order="F")
+    _core.Complement(g).apply(np.eye(n - 1), basis, columns=True)
+    projected = basis.T @ y
+    schur = basis.T @ m @ basis - np.outer(projected, projected) / descent
+    values, vectors = np.linalg.eigh(0.5 * (schur + schur.T))
+    if not values[0] > 0.0:
+        raise ValueError(
+            f"expected a positive definite matrix, got one whose Schur complement has the eigenvalue {values[0]:.3g}"
+        )
+    return CanonicalForm(basis @ (vectors * np.sqrt(values)), -y, residual)

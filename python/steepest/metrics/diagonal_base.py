@@ -1,0 +1,181 @@
+"""The metric nearest to a positive diagonal: section 4 of the theory, "Diagonal base" (derived)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steepest import _core, spectral
+from steepest.alignment import Alignment, scaled
+from steepest.arrays import ArrayOrMapping, LongVector, Segment, widened
+from steepest.metrics.dense import DenseMetric
+from steepest.metrics.family import swapped_alignment
+from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum, merged_spectrum
+
+__all__ = ["DiagonalBaseMetric"]
+
+_CHUNK = 1 << 16  # elements per step of the sums that are not compiled
+
+
+class DiagonalBaseMetric(Metric):
+    """BFGS update of a diagonal base B = diag(d)**base_power for the pair (y, g), times a factor; or its inverse.
+
+    ``M = B - (B g)(B g)^T / (g.B g) + y y^T / (y.g)`` and
+    ``M^-1 = B^-1 - (g v^T + v g^T)/(y.g) + [1 + y.v/(y.g)] g g^T/(y.g)``, ``v = B^-1 y``. B g and v are formed on the
+    fly. The DFP update of B for (grad, update) is the inverse of the BFGS update of B^-1 for the swapped pair.
+    `cond` and `spectrum` are RELATIVE to the base; powers, logarithm and absolute eigenvalues are dense, n <= 4096.
+    """
+
+    def __init__(
+        self,
+        d: LongVector,
+        base_power: int,
+        y: LongVector,
+        g: LongVector,
+        y_sign: float,
+        g_sign: float,
+        relative: Alignment,
+        alignment: Alignment | None,
+        dtype: str,
+        like: ArrayOrMapping,
+        *,
+        inverse: bool = False,
+        factor: float = 1.0,
+    ) -> None:
+        super().__init__(y.layout, dtype, alignment, like)
+        self._d, self._base_power = d, base_power
+        self._y, self._g, self._y_sign, self._g_sign = y, g, y_sign, g_sign
+        # Of (y, g) relative to the base: y^T B^-1 y = relative.grad_norm^2, g^T B g = relative.update_norm^2.
+        self._relative = relative
+        self._inverse = inverse
+        self._factor = factor
+
+    @cached_property
+    def _operator(self) -> _core.Operator:
+        r = self._relative
+        descent = r.grad_norm * r.update_norm * r.cosine  # y.g
+        sign = self._y_sign * self._g_sign
+        # Which vector passes through the operator's own base, B or B^-1: g for M, y for its inverse.
+        vectors, through = [self._y.segments, self._g.segments], [self._inverse, not self._inverse]
+        if self._inverse:
+            core = np.array([[0.0, -sign / descent], [-sign / descent, (1.0 + r.grad_norm**2 / descent) / descent]])
+        else:
+            core = np.array([[1.0 / descent, 0.0], [0.0, -1.0 / r.update_norm**2]])
+        if not np.all(np.isfinite(core)):
+            raise ValueError(
+                "inner products with the diagonal base are out of the range of float64: expected vectors and base of "
+                f"moderate size, got |grad|_B = {r.grad_norm:.3g}, |update|_B = {r.update_norm:.3g}; rescale them"
+            )
+        divides = (self._base_power < 0) != self._inverse
+        return _core.Operator(vectors, [0, 0], through, core, 0, 1.0, self._d.segments, divides)
+
+    @property
+    def alpha(self) -> float:
+        return math.nan
+
+    def _apply(self, x: list[Segment], out: list[Segment], columns: bool) -> None:
+        self._operator.apply(x, out, columns=columns)
+        if self._factor != 1.0:
+            _core.Operator([], [], [], np.zeros((0, 0)), 0, self._factor).apply(out, out, columns=columns)
+
+    def _derived(self, alignment: Alignment | None, inverse: bool, factor: float) -> DiagonalBaseMetric:
+        return DiagonalBaseMetric(
+            self._d,
+            self._base_power,
+            self._y,
+            self._g,
+            self._y_sign,
+            self._g_sign,
+            self._relative,
+            alignment,
+            self._dtype,
+            self._like,
+            inverse=inverse,
+            factor=factor,
+        )
+
+    def inv(self) -> Metric:
+        a = None if self.alignment is None else swapped_alignment(self.alignment)
+        return self._derived(a, not self._inverse, 1.0 / self._factor)
+
+    def _scaled(self, factor: float) -> Metric:
+        return self._derived(None, self._inverse, self._factor * factor)
+
+    def _as_dense(self, what: str) -> DenseMetric:
+        if self.size > MAX_SIZE:
+            raise TypeError(
+                f"{what} of a metric with a diagonal base has no closed form: expected n <= {MAX_SIZE} for a dense "
+                f"one, got n = {self.size}; whiten the vectors (grad/sqrt(d), update*sqrt(d)) and use base=None"
+            )
+        return DenseMetric(self._dense(), self._layout, self._dtype, self.alignment, self._like)
+
+    def power(self, p: float) -> Metric:
+        if p == 1.0:
+            return self
+        return self.inv() if p == -1.0 else self._as_dense("a power").power(p)
+
+    def log(self) -> Metric:
+        return self._as_dense("the logarithm").log()
+
+    def spectrum(self) -> Spectrum:
+        r = self._relative
+        if self.size == 1:
+            values = [(scaled(r.rho, 0), 1)]
+        else:
+            minus, plus = spectral.plane_eigenvalues(1.0 / r.rho, r.cosine, r.sine)
+            values = [(r.rho * minus, 1), (1.0, self.size - 2), (r.rho * plus, 1)]
+        if self._inverse:
+            values = [(1.0 / value, multiplicity) for value, multiplicity in values]
+        return merged_spectrum([(self._factor * value, m) for value, m in values], relative=True)
+
+    def logdet(self) -> float:
+        r = self._relative
+        base = self._base_power * math.fsum(float(np.log(d).sum()) for d, _, _ in self._chunks())
+        # log det M = log det B + log[(y.g)/(g.B g)]
+        own = base + math.log(r.rho) + math.log(r.cosine)
+        return (-own if self._inverse else own) + self.size * math.log(self._factor)
+
+    def trace(self) -> float:
+        return math.fsum(float(x.sum()) for x in self._diagonal())
+
+    def _chunks(self) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
+        """Runs of (d, y, g) in float64, so that no temporary has the length of the parameters."""
+        vectors = (self._d, self._y, self._g)
+        for i, size in enumerate(self._layout.sizes):
+            flat = [(v.segments[i], v.dtypes[i]) for v in vectors]
+            if all(s.flags.c_contiguous for s, _ in flat):
+                for begin in range(0, size, _CHUNK):
+                    d, y, g = (widened(s.reshape(-1)[begin : begin + _CHUNK], t) for s, t in flat)
+                    yield d, y, g
+            else:
+                d, y, g = (widened(s, t).ravel() for s, t in flat)
+                yield d, y, g
+
+    def _diagonal(self) -> list[NDArray[np.float64]]:
+        r = self._relative
+        descent = r.grad_norm * r.update_norm * r.cosine
+        diagonals = []
+        for i, shape in enumerate(self._layout.shapes):
+            d, y, g = (widened(v.segments[i], v.dtypes[i]) for v in (self._d, self._y, self._g))
+            base = d if self._base_power > 0 else 1.0 / d
+            if self._inverse:
+                v = y / base
+                cross = self._y_sign * self._g_sign * g * v
+                diagonal = 1.0 / base - 2.0 * cross / descent + (1.0 + r.grad_norm**2 / descent) * g * g / descent
+            else:
+                diagonal = base - (base * g) ** 2 / r.update_norm**2 + y * y / descent
+            diagonals.append(self._factor * diagonal.reshape(shape))
+        return diagonals
+
+    def _quadratic_form(self, x: list[Segment], z: list[Segment]) -> float:
+        image = [np.empty(s.shape) for s in z]
+        self._apply(z, image, False)
+        gram = _core.gram([x, image], "compensated")
+        return scaled(gram.pair[1], sum(gram.exponents))
+
+    def _dense(self) -> NDArray[np.float64]:
+        return self._factor * self._assembled(self._operator)
