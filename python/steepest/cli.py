@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     try:
         arguments = parser.parse_args(argv)
+        if arguments.data is not None and arguments.only == "lti":
+            parser.error("--data is for feedback alignment, which --only lti leaves out")
     except SystemExit as stop:  # argparse: 0 after --help and --version, 2 after wrong usage
         return int(stop.code or 0)
     try:
@@ -104,8 +106,6 @@ def _reproduce(out: Path, data: Path | None, quick: bool, seed: int, only: str |
         raise _CommandError(
             f'not installed here: {", ".join(missing)}; get them by pip install "steepest[experiments]"'
         )
-    if data is not None and "feedback-alignment" not in chosen:
-        raise _CommandError("--data is for feedback alignment, which --only lti leaves out")
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     if "lti" in chosen:
@@ -185,9 +185,7 @@ def _run_feedback_alignment(out: Path, data: Path | None, seed: int, quick: bool
         ),
         _feedback_alignment_rows(result),
     )
-    print(
-        "psi, psi W1, psi W2, W2^T from B: degrees, first and last step; no metric: steps, all weights"
-    )
+    print("psi, psi W1, psi W2, W2^T from B: degrees, first and last step; no metric: steps, all weights")
     return written
 
 
@@ -202,8 +200,8 @@ def _feedback_alignment_rows(result: FeedbackAlignment) -> list[tuple[str, ...]]
             f"{training.loss[0]:.4f} to {training.final_loss:.4f}",
             f"{100 * training.final_accuracy:.2f}%",
             ends(training.angle),
-            ends(training.angle_W1),
-            ends(training.angle_W2),
+            ends(training.angle_w1),
+            ends(training.angle_w2),
             f"{training.cond[0]:.3g} to {training.cond[-1]:.3g}",
             f"{training.n_without_metric} of {len(training.step)}",
             ends(training.feedback_angle),

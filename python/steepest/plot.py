@@ -138,8 +138,10 @@ def geometry_data(alignment_or_metric: Alignment | Metric, *, n_points: int = 36
 
     Examples
     --------
-    >>> import numpy as np, steepest
-    >>> data = steepest.plot.geometry_data(steepest.align(np.array([-1.0, 0.0]), np.array([3.0, 4.0])))
+    >>> import numpy as np
+    >>> import steepest
+    >>> from steepest import plot
+    >>> data = plot.geometry_data(steepest.align(np.array([-1.0, 0.0]), np.array([3.0, 4.0])))
     >>> bool(np.allclose(data.touch / np.linalg.norm(data.touch), [0.6, 0.8]))
     True
     """
@@ -252,10 +254,12 @@ def geometry(alignment_or_metric: Any, ax: Any = None) -> Any:
 
     Examples
     --------
-    >>> import numpy as np, steepest
+    >>> import numpy as np
+    >>> import steepest
+    >>> from steepest import plot
     >>> rng = np.random.default_rng(0)
     >>> grad = rng.standard_normal(50)
-    >>> ax = steepest.plot.geometry(steepest.align(grad, -np.abs(rng.standard_normal(50)) * grad))
+    >>> ax = plot.geometry(steepest.align(grad, -np.abs(rng.standard_normal(50)) * grad))
     >>> ax.get_aspect()
     1.0
     """

@@ -7,7 +7,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,10 @@ def load_digits(*, rng: np.random.Generator | int | None = None) -> Digits:
     rng : Generator or int, optional
         Draws the test set.
 
+    Returns
+    -------
+    Digits
+
     Raises
     ------
     ImportError
@@ -85,6 +89,10 @@ def load_mnist(folder: str | Path) -> Digits:
     folder : path
         Holds ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
         ``t10k-labels-idx1-ubyte``, each plain or with ``.gz``.
+
+    Returns
+    -------
+    Digits
 
     Raises
     ------
@@ -148,13 +156,16 @@ def read_idx(path: str | Path, *, ndim: int) -> NDArray[np.uint8]:
     with path.open("rb") as probe:
         compressed = probe.read(2) == b"\x1f\x8b"
     try:
-        with gzip.open(path, "rb") if compressed else path.open("rb") as stream:
-            return _parse_idx(stream, path, ndim)
+        if compressed:
+            with gzip.open(path, "rb") as unpacked:
+                return _parse_idx(unpacked, path, ndim)
+        with path.open("rb") as plain:
+            return _parse_idx(plain, path, ndim)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is a damaged gzip file ({error}); fetch it again") from error
 
 
-def _parse_idx(stream: IO[bytes], path: Path, ndim: int) -> NDArray[np.uint8]:
+def _parse_idx(stream: BinaryIO | gzip.GzipFile, path: Path, ndim: int) -> NDArray[np.uint8]:
     header = stream.read(4 + 4 * ndim)
     magic = bytes([0, 0, _UNSIGNED_BYTE, ndim])
     if header[:4] != magic:

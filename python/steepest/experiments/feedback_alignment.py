@@ -58,9 +58,9 @@ class Training:
         1, 2, ...
     loss : ndarray, shape (t,), float64
         Mean over the training set: half the squared error, or the cross-entropy in nats.
-    angle, angle_W1, angle_W2 : ndarray, shape (t,), float64
+    angle, angle_w1, angle_w2 : ndarray, shape (t,), float64
         psi between -gradient and update in radians: of all parameters as one vector, and of each layer.
-    status, status_W1 : ndarray, shape (t,), str
+    status, status_w1 : ndarray, shape (t,), str
         ``ok`` where a metric exists.
     cond : ndarray, shape (t,), float64
         Least condition number of a metric for all parameters; NaN where none exists.
@@ -81,10 +81,10 @@ class Training:
     step: NDArray[np.int64]
     loss: Array
     angle: Array
-    angle_W1: Array
-    angle_W2: Array
+    angle_w1: Array
+    angle_w2: Array
     status: NDArray[np.str_]
-    status_W1: NDArray[np.str_]
+    status_w1: NDArray[np.str_]
     cond: Array
     feedback_angle: Array
     accuracy_step: NDArray[np.int64]
@@ -98,9 +98,9 @@ class Training:
         return int(np.count_nonzero(self.status != "ok"))
 
     @property
-    def n_without_metric_W1(self) -> int:
+    def n_without_metric_w1(self) -> int:
         """Steps at which no metric exists for the hidden layer by itself."""
-        return int(np.count_nonzero(self.status_W1 != "ok"))
+        return int(np.count_nonzero(self.status_w1 != "ok"))
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as a dictionary, arrays as they are."""
@@ -161,18 +161,16 @@ class _SquaredLoss:
             x = inputs[rows].astype(np.float64)
             self.xx += x.T @ x
             self.dx += np.eye(_CLASSES)[labels[rows]].T @ x
-        self.xx /= n
-        self.dx /= n
+        self.xx, self.dx = self.xx / n, self.dx / n
 
     def __call__(self, F: Array) -> tuple[float, Array]:
-        Fxx = F @ self.xx
+        F_xx = F @ self.xx
         # mean |F x - d|^2 = tr(F xx F^T) - 2 tr(F dx^T) + 1, since |d| = 1
-        return 0.5 * (float(np.vdot(Fxx, F)) - 2.0 * float(np.vdot(self.dx, F)) + 1.0), Fxx - self.dx
+        return 0.5 * (float(np.vdot(F_xx, F)) - 2.0 * float(np.vdot(self.dx, F)) + 1.0), F_xx - self.dx
 
     def minimiser(self) -> Array:
         """The least-squares map of minimum norm."""
-        solution: Array = np.linalg.lstsq(self.xx, self.dx.T, rcond=None)[0].T
-        return solution
+        return np.asarray(np.linalg.lstsq(self.xx, self.dx.T, rcond=None)[0].T, dtype=np.float64)
 
 
 class _CrossEntropy:
@@ -199,7 +197,7 @@ class _CrossEntropy:
         return total / n, E / n
 
 
-_OBJECTIVES: dict[Loss, type[_SquaredLoss] | type[_CrossEntropy]] = {
+_OBJECTIVES: dict[Loss, type[_SquaredLoss | _CrossEntropy]] = {
     "squared": _SquaredLoss,
     "cross-entropy": _CrossEntropy,
 }
@@ -248,6 +246,7 @@ def train(
     feedback : ndarray, shape (hidden, classes)
         B, in the place of ``W2^T`` under feedback alignment.
     rule : {"feedback alignment", "backpropagation"}
+        Where the error of the hidden layer comes from.
     loss_name : str
         Kept with the result.
     rate : float
@@ -276,8 +275,8 @@ def train(
     # Equally spaced in the logarithm of the step: most of the change is early.
     measured = np.unique(np.geomspace(1, n_steps, _ACCURACY_POINTS).round().astype(np.int64))
     loss, cond, feedback_angle = np.empty(n_steps), np.empty(n_steps), np.empty(n_steps)
-    angle, angle_W1, angle_W2 = np.empty(n_steps), np.empty(n_steps), np.empty(n_steps)
-    status, status_W1 = [], []
+    angle, angle_w1, angle_w2 = np.empty(n_steps), np.empty(n_steps), np.empty(n_steps)
+    status, status_w1 = [], []
     accuracies = []
     due = set(measured.tolist())
     for t in range(n_steps):
@@ -295,10 +294,10 @@ def train(
 
         whole = steepest.align(grad, update)
         layers = steepest.align(grad, update, blocks="separate")
-        angle[t], angle_W1[t], angle_W2[t] = whole.angle, layers["W1"].angle, layers["W2"].angle
+        angle[t], angle_w1[t], angle_w2[t] = whole.angle, layers["W1"].angle, layers["W2"].angle
         cond[t] = whole.cond_min if whole.status == "ok" else math.nan
         status.append(whole.status)
-        status_W1.append(layers["W1"].status)
+        status_w1.append(layers["W1"].status)
         feedback_angle[t] = _angle(W2.T, feedback)
 
         W1 += update["W1"]
@@ -315,10 +314,10 @@ def train(
         step=np.arange(1, n_steps + 1),
         loss=loss,
         angle=angle,
-        angle_W1=angle_W1,
-        angle_W2=angle_W2,
+        angle_w1=angle_w1,
+        angle_w2=angle_w2,
         status=np.array(status),
-        status_W1=np.array(status_W1),
+        status_w1=np.array(status_w1),
         cond=cond,
         feedback_angle=feedback_angle,
         accuracy_step=np.append(measured, n_steps + 1),
@@ -345,6 +344,7 @@ def run(
     digits : Digits
         Pixels are centred by the mean training image, and a constant input is added.
     losses : sequence of {"squared", "cross-entropy"}
+        Half the squared error to one-hot targets; softmax cross-entropy.
     n_hidden : int
         Hidden units.
     step_fraction : float
@@ -369,6 +369,14 @@ def run(
 
     Notes ----- A step costs O(classes * inputs^2) under the squared loss, whose full batch enters through its
     second moments, and O(classes * inputs * images) under cross-entropy.
+
+    Examples
+    --------
+    >>> from steepest.experiments.digits import load_digits
+    >>> result = run(load_digits(rng=0), losses=["squared"], step_fraction=0.1, rng=0)
+    >>> aligned = result.trainings[0]
+    >>> aligned.rule, bool(aligned.angle[-1] < 0.5 * aligned.angle[0])
+    ('feedback alignment', True)
     """
     unknown = [name for name in losses if name not in _OBJECTIVES]
     if unknown:
@@ -396,20 +404,20 @@ def run(
         objective: _Objective = (
             squared if name == "squared" else _OBJECTIVES[name](train_inputs, digits.train_labels)
         )
-        for rule in RULES:
-            trainings.append(
-                train(
-                    objective,
-                    (W1, W2),
-                    feedback,
-                    rule=rule,
-                    loss_name=name,
-                    rate=RATE[name],
-                    n_steps=max(round(step_fraction * N_STEPS[name]), 1),
-                    accuracy=accuracy,
-                    progress=progress,
-                )
+        trainings += [
+            train(
+                objective,
+                (W1, W2),
+                feedback,
+                rule=rule,
+                loss_name=name,
+                rate=RATE[name],
+                n_steps=max(round(step_fraction * N_STEPS[name]), 1),
+                accuracy=accuracy,
+                progress=progress,
             )
+            for rule in RULES
+        ]
     return FeedbackAlignment(
         dataset=digits.name,
         n_train=len(train_inputs),
@@ -441,11 +449,11 @@ def write(result: FeedbackAlignment, folder: Path) -> list[Path]:
             "loss": training.loss,
             "test_accuracy": accuracy,
             "psi_deg": np.degrees(training.angle),
-            "psi_W1_deg": np.degrees(training.angle_W1),
-            "psi_W2_deg": np.degrees(training.angle_W2),
+            "psi_w1_deg": np.degrees(training.angle_w1),
+            "psi_w2_deg": np.degrees(training.angle_w2),
             "cond": training.cond,
             "status": training.status,
-            "status_W1": training.status_W1,
+            "status_w1": training.status_w1,
             "feedback_angle_deg": np.degrees(training.feedback_angle),
         }
         for name, values in rows.items():
@@ -458,6 +466,10 @@ def write(result: FeedbackAlignment, folder: Path) -> list[Path]:
 
 def figure(result: FeedbackAlignment) -> Figure:
     """One row of panels per loss: training loss, test accuracy, angles, least condition number.
+
+    Returns
+    -------
+    Figure
 
     Raises
     ------
@@ -497,8 +509,8 @@ def figure(result: FeedbackAlignment) -> Figure:
             fa = next(training for training in runs if training.rule == "feedback alignment")
             for values, colour, style, label in (
                 (fa.angle, _VERMILION, "-", r"$\psi$, all weights"),
-                (fa.angle_W1, _ORANGE, (0, (4, 1.5)), r"$\psi$, $W_1$"),
-                (fa.angle_W2, "black", (0, (1, 2)), r"$\psi$, $W_2$"),
+                (fa.angle_w1, _ORANGE, (0, (4, 1.5)), r"$\psi$, $W_1$"),
+                (fa.angle_w2, "black", (0, (1, 2)), r"$\psi$, $W_2$"),
                 (fa.feedback_angle, _GREEN, (0, (6, 1.5, 1, 1.5)), r"$W_2^{\mathsf{T}}$ from $B$"),
             ):
                 angle.semilogx(fa.step, np.degrees(values), color=colour, linestyle=style, label=label)
@@ -512,7 +524,7 @@ def figure(result: FeedbackAlignment) -> Figure:
             cond.set(ylabel="least condition number", ylim=(0.7, 4 * top), title="condition number")
             cond.annotate(
                 f"steps without a metric:\n{fa.n_without_metric} of {len(fa.step)} (all weights)\n"
-                f"{fa.n_without_metric_W1} of {len(fa.step)} ($W_1$ alone)", (1.0, 0.93),
+                f"{fa.n_without_metric_w1} of {len(fa.step)} ($W_1$ alone)", (1.0, 0.93),
                 xycoords="axes fraction", ha="right", va="top", fontsize=7,
             )  # fmt: skip
             angle.set(

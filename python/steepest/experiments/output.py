@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,24 @@ __all__ = ["name_panel", "new_figure", "write_csv", "write_figure", "write_npz"]
 
 
 def write_csv(path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> Path:
-    """Write `columns` (name -> values, all of one length) as CSV; a float NaN becomes an empty field.
+    """Write columns as CSV; a NaN becomes an empty field, and floats read back to the same float64.
 
-    Floats are written so that reading them back gives the same float64.
+    Parameters
+    ----------
+    path : Path
+        The file to write.
+    columns : mapping name -> sequence
+        All of one length.
+
+    Returns
+    -------
+    Path
+        `path`.
+
+    Raises
+    ------
+    ValueError
+        The lengths differ.
     """
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -28,7 +44,7 @@ def write_csv(path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, 
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(columns)
         for row in zip(*(np.asarray(values).tolist() for values in columns.values()), strict=True):
-            writer.writerow("" if isinstance(value, float) and value != value else value for value in row)
+            writer.writerow("" if isinstance(value, float) and math.isnan(value) else value for value in row)
     return path
 
 
