@@ -19,7 +19,7 @@ def test_reproduce_end_to_end(tmp_path, capsys):
     assert cli.main(["reproduce", "--out", str(out), "--quick", "--seed", "1"]) == 0
     names = {path.name for path in out.iterdir()}
     assert names == {
-        "lti.npz", "lti.csv", "lti_curves.csv", "lti.png", "lti.pdf",
+        "lti.npz", "lti.csv", "lti_curves.csv", "lti.png", "lti.pdf", "geometry.png", "geometry.pdf",
         "feedback_alignment.npz", "feedback_alignment.csv",
         "feedback_alignment.png", "feedback_alignment.pdf",
     }  # fmt: skip

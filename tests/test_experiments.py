@@ -100,6 +100,16 @@ def test_lti_refuses(arguments, message):
         lti.eigenvalue_curves(limit=2.0)
 
 
+def test_geometry_figure_shows_the_range_of_angles(trajectory):
+    pytest.importorskip("matplotlib")
+    titles = [panel.get_title() for panel in lti.geometry_figure(trajectory).axes]
+    assert len(titles) == 4
+    shown = [float(title.split(" = ")[1].split("°")[0]) for title in titles]
+    assert shown[0] == pytest.approx(math.degrees(trajectory.angle.min()), abs=0.06)
+    assert shown[-1] == pytest.approx(80.0, abs=3.0)
+    np.testing.assert_allclose(np.diff(shown), (shown[-1] - shown[0]) / 3, atol=8.0)
+
+
 # Feedback alignment
 
 

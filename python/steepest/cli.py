@@ -126,6 +126,7 @@ def _run_lti(out: Path, seed: int, quick: bool) -> list[Path]:
     curves = lti.eigenvalue_curves()
     written = lti.write(result, curves, out)
     written += write_figure(lti.figure(result, curves), out / "lti")
+    written += write_figure(lti.geometry_figure(result), out / "geometry")
 
     print("Linear dynamics: theta' = A theta as natural gradient descent on theta^T P theta / 2, eq (21)")
     _print_table(

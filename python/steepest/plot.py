@@ -45,7 +45,6 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.3,
     "pdf.fonttype": 42,  # TrueType: text stays text in the PDF
     "svg.fonttype": "none",
-    "savefig.dpi": 200,
 }
 
 
@@ -331,8 +330,9 @@ def _draw_geometry(data: GeometryData, ax: Axes, *, name_curves: bool = True) ->
             "level line\nof the loss", (float(data.level_line[0, 0]), float(data.level_line[0, 1])),
             xytext=(3.0, 0.0), textcoords="offset points", color=_GREY, va="bottom", annotation_clip=False,
         )  # fmt: skip
-    cond = data.eigenvalues[1] / data.eigenvalues[0]
-    ax.set_title(rf"$\psi$ = {math.degrees(data.angle):.4g}°,  cond = {cond:.3g}")
+    degrees, cond = math.degrees(data.angle), data.eigenvalues[1] / data.eigenvalues[0]
+    # As many digits as tell the angle from 90 degrees.
+    ax.set_title(rf"$\psi$ = {degrees:{'.3g' if degrees < 89.0 else '.8g'}}°,  cond = {cond:.3g}")
     ax.set_aspect("equal")
     ax.margins(0.08)
     ax.set_axis_off()

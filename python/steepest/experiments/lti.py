@@ -24,7 +24,16 @@ from steepest.spectral import optimal_condition_number, optimal_eigenvalues
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LTI", "EigenvalueCurves", "eigenvalue_curves", "figure", "random_system", "run", "write"]
+__all__ = [
+    "LTI",
+    "EigenvalueCurves",
+    "eigenvalue_curves",
+    "figure",
+    "geometry_figure",
+    "random_system",
+    "run",
+    "write",
+]
 
 Array = NDArray[np.float64]
 
@@ -317,4 +326,32 @@ def figure(result: LTI, curves: EigenvalueCurves) -> Figure:
             panel.set(xlabel="time", xlim=(0, result.time[-1]))
         for letter, panel in zip("abcdef", panels, strict=True):
             name_panel(panel, letter)
+    return fig
+
+
+def geometry_figure(result: LTI) -> Figure:
+    """The unit ball of the metric at four states, from the smallest angle of the trajectory to the largest.
+
+    Angles above 80 degrees are left out: the ball is a needle there.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed: ``pip install "steepest[experiments]"``.
+    """
+    from steepest.plot import _STYLE, _import_matplotlib, geometry
+
+    with _import_matplotlib().rc_context(_STYLE):
+        fig = new_figure(7.2, 2.1)
+        panels = fig.subplots(1, 4)
+        wanted = np.linspace(result.angle.min(), min(result.angle.max(), math.radians(80.0)), len(panels))
+        steps = [int(np.abs(result.angle - angle).argmin()) for angle in wanted]
+        theta = result.state[steps]
+        geometry([steepest.align(result.P @ x, result.A @ x) for x in theta], ax=panels)
+        for panel, step in zip(panels, steps, strict=True):
+            panel.set_title(f"time {result.time[step]:.2f}\n{panel.get_title()}")
     return fig

@@ -77,8 +77,8 @@ def name_panel(panel: Axes, letter: str) -> None:
 
 
 def write_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write `figure` as ``stem.png`` (200 dots per inch) and ``stem.pdf``."""
+    """Write `figure` as ``stem.png`` (150 dots per inch) and ``stem.pdf``."""
     paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
     for path in paths:
-        figure.savefig(path, dpi=200)
+        figure.savefig(path, dpi=150)
     return paths
