@@ -47,10 +47,7 @@ def test_only_and_seed(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     tables = []
     for seed in (3, 3, 4):
-        assert (
-            cli.main(["reproduce", "--only", "lti", "--quick", "--out", str(tmp_path), "--seed", str(seed)])
-            == 0
-        )
+        assert cli.main(["reproduce", "--only", "lti", "--quick", "--out", str(tmp_path), "--seed", str(seed)]) == 0
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1] != tables[2]
     assert "Feedback" not in tables[0]
@@ -115,9 +112,7 @@ def test_out_that_is_a_file(tmp_path, capsys):
 @pytest.mark.parametrize("missing", ["matplotlib", "sklearn"])
 def test_missing_dependency_names_the_extra(tmp_path, monkeypatch, capsys, missing):
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == missing else find_spec(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find_spec(name))
     assert cli.main(["reproduce", "--out", str(tmp_path / "out")]) == 1
     message = capsys.readouterr().err
     assert missing in message
@@ -133,7 +128,5 @@ def test_help_and_version(capsys):
 
 
 def test_python_dash_m():
-    done = subprocess.run(
-        [sys.executable, "-m", "steepest", "--version"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", "steepest", "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"steepest {steepest.__version__}\n")

@@ -26,9 +26,7 @@ def test_the_default_system_is_no_gradient_flow(trajectory):
     eigenvalues = np.linalg.eigvals(trajectory.A)
     assert eigenvalues.real.max() < 0
     assert np.abs(eigenvalues.imag).max() > 1  # complex: no constant metric can exist
-    np.testing.assert_allclose(
-        trajectory.A.T @ trajectory.P + trajectory.P @ trajectory.A, -np.eye(3), atol=1e-13
-    )
+    np.testing.assert_allclose(trajectory.A.T @ trajectory.P + trajectory.P @ trajectory.A, -np.eye(3), atol=1e-13)
     assert np.linalg.eigvalsh(trajectory.P).min() > 0
 
 
@@ -54,9 +52,7 @@ def test_every_step_of_the_trajectory_is_natural_gradient(trajectory):
         y = -grad
         cosine = y @ rate / np.linalg.norm(y) / np.linalg.norm(rate)
         assert trajectory.angle[t] == pytest.approx(math.acos(cosine), rel=1e-9)
-        dense = np.outer(y, y) / (y @ rate) + (y @ y) / (y @ rate) * (
-            np.eye(3) - np.outer(rate, rate) / (rate @ rate)
-        )
+        dense = np.outer(y, y) / (y @ rate) + (y @ y) / (y @ rate) * (np.eye(3) - np.outer(rate, rate) / (rate @ rate))
         np.testing.assert_allclose(trajectory.eigenvalues[t], np.linalg.eigvalsh(dense), rtol=1e-9)
         assert trajectory.cond[t] == pytest.approx(np.linalg.cond(dense), rel=1e-8)
 
@@ -273,9 +269,7 @@ def test_feedback_alignment_refuses(digits):
     weights = (np.ones((5, 6)), np.ones((10, 5)))
     settings = {"loss_name": "squared", "accuracy": lambda F: 0.0}
     with pytest.raises(ValueError, match="rule must be one of"):
-        feedback_alignment.train(
-            objective, weights, np.ones((5, 10)), rule="hebb", rate=1.0, n_steps=1, **settings
-        )
+        feedback_alignment.train(objective, weights, np.ones((5, 10)), rule="hebb", rate=1.0, n_steps=1, **settings)
     with pytest.raises(ValueError, match="rate and n_steps must be positive"):
         feedback_alignment.train(
             objective, weights, np.ones((5, 10)), rule="backpropagation", rate=0.0, n_steps=1, **settings
@@ -391,9 +385,7 @@ def test_load_mnist_refuses(tmp_path, files, message):
 def test_load_mnist_names_the_missing_files(tmp_path):
     write_mnist(tmp_path)
     (tmp_path / "t10k-images-idx3-ubyte").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"no t10k-images-idx3-ubyte .*train-images-idx3-ubyte, train-labels"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no t10k-images-idx3-ubyte .*train-images-idx3-ubyte, train-labels"):
         load_mnist(tmp_path)
 
 

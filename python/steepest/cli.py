@@ -81,9 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "(default: the 8x8 digits that come with scikit-learn)",
     )  # fmt: skip
     reproduce.add_argument("--quick", action="store_true", help="a tenth of the training steps")
-    reproduce.add_argument(
-        "--seed", type=_seed, default=0, help="of every random draw (default: %(default)s)"
-    )
+    reproduce.add_argument("--seed", type=_seed, default=0, help="of every random draw (default: %(default)s)")
     reproduce.add_argument("--only", choices=_EXPERIMENTS, help="run one experiment")
     return parser
 

@@ -52,9 +52,7 @@ def _import_matplotlib() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError(
-            'drawing needs matplotlib, which is not installed: pip install "steepest[plot]"'
-        ) from error
+        raise ImportError('drawing needs matplotlib, which is not installed: pip install "steepest[plot]"') from error
     return matplotlib
 
 
@@ -187,9 +185,7 @@ def _alignment(source: Alignment | Metric) -> Alignment:
     if isinstance(source, Alignment):
         return source
     if not isinstance(source, Metric):
-        raise TypeError(
-            f"geometry takes an Alignment, a Metric or a sequence of them, got {type(source).__name__}"
-        )
+        raise TypeError(f"geometry takes an Alignment, a Metric or a sequence of them, got {type(source).__name__}")
     if source.alignment is None:
         raise TypeError("geometry needs a Metric of a grad and an update, got one without (a power, say)")
     return source.alignment
@@ -306,9 +302,7 @@ def _draw_geometry(data: GeometryData, ax: Axes, *, name_curves: bool = True) ->
     )
     for tip, colour, text, offset, below_or_above in labels:
         end = (float(tip[0]), float(tip[1]))
-        ax.annotate(
-            "", xy=end, xytext=(0.0, 0.0), arrowprops={**arrow, "color": colour}, annotation_clip=False
-        )
+        ax.annotate("", xy=end, xytext=(0.0, 0.0), arrowprops={**arrow, "color": colour}, annotation_clip=False)
         ax.annotate(
             text,
             end,

@@ -283,9 +283,7 @@ def train(
         F = W2 @ W1
         loss[t], E = objective(F)
         if not math.isfinite(loss[t]):
-            raise ValueError(
-                f"{rule} diverged at step {t + 1} ({loss_name} loss): lower the rate, now {rate}"
-            )
+            raise ValueError(f"{rule} diverged at step {t + 1} ({loss_name} loss): lower the rate, now {rate}")
         if t + 1 in due:
             accuracies.append(accuracy(F))
         grad = {"W1": W2.T @ E, "W2": E @ W1.T}
@@ -401,9 +399,7 @@ def run(
     squared = _SquaredLoss(train_inputs, digits.train_labels)
     trainings = []
     for name in losses:
-        objective: _Objective = (
-            squared if name == "squared" else _OBJECTIVES[name](train_inputs, digits.train_labels)
-        )
+        objective: _Objective = squared if name == "squared" else _OBJECTIVES[name](train_inputs, digits.train_labels)
         trainings += [
             train(
                 objective,
@@ -497,9 +493,7 @@ def figure(result: FeedbackAlignment) -> Figure:
             loss.set_ylim(bottom=0)
             loss.legend(loc="lower left")
             if name == "squared":
-                accuracy.axhline(
-                    100 * result.least_squares_accuracy, color=_GREY, linewidth=0.8, linestyle=":"
-                )
+                accuracy.axhline(100 * result.least_squares_accuracy, color=_GREY, linewidth=0.8, linestyle=":")
                 accuracy.annotate(
                     "least squares", (1.0, 100 * result.least_squares_accuracy), xytext=(2, 2),
                     textcoords="offset points", color=_GREY, fontsize=7,

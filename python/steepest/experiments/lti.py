@@ -209,9 +209,7 @@ def run(
     n = A.shape[0]
     slowest = float(np.linalg.eigvals(A).real.max())
     if not slowest < 0.0:
-        raise ValueError(
-            f"A must be Hurwitz (eigenvalues with negative real part), got a real part of {slowest:.6g}"
-        )
+        raise ValueError(f"A must be Hurwitz (eigenvalues with negative real part), got a real part of {slowest:.6g}")
     if start is None:
         theta0: Array = np.asarray(np.random.default_rng(rng).standard_normal(n))
     else:
