@@ -17,7 +17,7 @@ struct Cascade {
     double hi, mid, lo;
 };
 
-constexpr int max_dots = 2, max_combine = 4;  // columns that the typed loops take at once
+constexpr int max_dots = 3, max_combine = 4;  // columns that the typed loops take at once
 
 struct HotLoops {
     const char* name;
