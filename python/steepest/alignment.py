@@ -388,11 +388,12 @@ def from_inner_products(
         if size == 1:
             cosine, sine = math.copysign(1.0, cosine), 0.0
         psi = math.atan2(sine, cosine)
-        # d cos = sin d psi and d sin^2 = 2 sin cos d psi, whichever is better conditioned.
+        # For x, psi in [0, pi]: |cos x - cos psi| = 2 sin((x + psi)/2) |sin((x - psi)/2)| is at least sin(psi) |x - psi|/pi
+        # and at least 2 (|x - psi|/pi)^2.
         cosine_bound = abs(cosine) * 0.5 * angle_relative_bound + bound / (scaled_norms[0] * scaled_norms[1])
         rounding = 4.0 * 2.0**-53 * psi
-        psi_bound = min(cosine_bound / sine if sine > 0.0 else math.inf, math.sqrt(2.0 * cosine_bound) + 2.0**-52)
-        psi_bound += rounding
+        linear = cosine_bound / sine if sine > 0.0 else math.inf
+        psi_bound = math.pi * min(linear, math.sqrt(0.5 * cosine_bound)) + rounding
     else:
         sign_flip = nan
     return Alignment(

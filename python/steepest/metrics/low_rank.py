@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from steepest import _core
 from steepest.alignment import Alignment, scaled
 from steepest.arrays import ArrayOrMapping, LongVector, Segment, widened
-from steepest.metrics.family import FamilyMetric, low_rank_quadratic_form, swapped_alignment
+from steepest.metrics.family import FamilyMetric, low_rank_quadratic_form, scaled_alignment, swapped_alignment
 from steepest.metrics.interface import Metric, Spectrum, merged_spectrum
 
 __all__ = ["LowRankForm", "LowRankMetric", "low_rank_form", "updated_low_rank"]
@@ -187,7 +187,7 @@ class LowRankMetric(Metric):
         return LowRankMetric(
             times(self.form, factor),
             inverse,
-            None,
+            scaled_alignment(self.alignment, factor),
             self._dtype,
             self._like,
             positive_definite=self.positive_definite,
