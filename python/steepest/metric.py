@@ -13,14 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from steepest import _core
 from steepest.alignment import Alignment, align_vectors, matched_pair, separate_blocks
 from steepest.arrays import EPSILON, LongVector
-from steepest.base import diagonal_base, is_diagonal, operator_pair
+from steepest.base import diagonal_base, is_diagonal
 from steepest.errors import NotDescentError
 from steepest.metrics.dense import DenseMetric
 from steepest.metrics.diagonal_base import DiagonalBaseMetric
 from steepest.metrics.family import make_family_metric, swapped_alignment
 from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum, check_dense_size
 from steepest.metrics.low_rank import low_rank_form, updated_low_rank
-from steepest.metrics.operator_base import OperatorBaseMetric
+from steepest.metrics.operator_base import BaseOperator, OperatorBaseMetric, operator_pair
 
 __all__ = ["CanonicalForm", "Metric", "Spectrum", "canonical_form", "metric"]
 
@@ -170,22 +170,15 @@ def _from_base(
         # DFP is BFGS of the inverse base for the swapped pair, inverted.
         swapped = swapped_alignment(relative)
         return DiagonalBaseMetric(d, -1, g, y, 1.0, -1.0, swapped, a, dtype, like, inverse=True)
-    if not isinstance(base, Metric) and not hasattr(base, "matvec") and not hasattr(base, "__matmul__"):
-        raise TypeError(
-            "expected base to be a positive diagonal (array or mapping), a Metric or a SciPy LinearOperator, got "
-            f"{type(base).__name__}"
-        )
     if isinstance(base, Metric):
         base._require_definite("a base")
         if base._layout.sizes == y.layout.sizes and low_rank_form(base) is not None:
             return updated_low_rank(base, y, g, a, kind, dtype, like)
-    p = operator_pair(y, g, base, base_solve)
-    if not (float(p.g @ p.image) > 0.0 and float(p.y @ p.preimage) > 0.0):
-        raise ValueError("expected a symmetric positive definite base, got one with x^T B x <= 0 for the update or gradient")
+    pair = operator_pair(y, g, a, BaseOperator(base, y.size, base_solve))
     if kind == "bfgs":
-        return OperatorBaseMetric(p.base, p.y, p.g, p.image, p.preimage, y, a, dtype, like)
+        return OperatorBaseMetric(pair, y, a, dtype, like)
     # DFP is BFGS of the inverse base for the swapped pair, inverted.
-    return OperatorBaseMetric(p.base.inverted(), p.g, p.y, p.preimage, p.image, y, a, dtype, like, inverse=True)
+    return OperatorBaseMetric(pair.swapped(), y, a, dtype, like, inverse=True)
 
 
 def _from_complement(y: LongVector, g: LongVector, a: Alignment, u: NDArray[Any], dtype: str, like: Any) -> Metric:
@@ -206,8 +199,8 @@ def _from_complement(y: LongVector, g: LongVector, a: Alignment, u: NDArray[Any]
     if np.any(slack > allowed):
         worst = int(np.argmax(slack - allowed))
         raise ValueError(
-            f"expected columns orthogonal to the update, got column {worst} with |u.update|/|update| = {slack[worst]:.3g}; "
-            "project it: u - update (update.u)/(update.update)"
+            f"expected columns orthogonal to the update, got column {worst} with |u.update|/|update| = "
+            f"{slack[worst]:.3g}; project it: u - update (update.u)/(update.update)"
         )
     matrix = (a.rho / a.cosine) * np.outer(minus_grad, minus_grad) + u @ u.T
     values = np.linalg.eigvalsh(matrix)

@@ -51,11 +51,11 @@ class DiagonalBaseMetric(Metric):
         self._y, self._g, self._y_sign, self._g_sign = y, g, y_sign, g_sign
         # Of (y, g) relative to the base: y^T B^-1 y = relative.grad_norm^2, g^T B g = relative.update_norm^2.
         self._relative = relative
-        if not (0.0 < relative.rho < math.inf and 0.0 < relative.grad_norm < math.inf and relative.update_norm < math.inf):
+        norms = relative.grad_norm, relative.update_norm
+        if not (0.0 < relative.rho < math.inf and min(norms) > 0.0 and max(norms) < math.inf):
             raise ValueError(
                 "inner products with the diagonal base are out of the range of float64: expected vectors and base of "
-                f"moderate size, got |grad| = {relative.grad_norm:.3g} and |update| = {relative.update_norm:.3g} in its "
-                "geometry; rescale them"
+                f"moderate size, got |grad| = {norms[0]:.3g} and |update| = {norms[1]:.3g} there; rescale them"
             )
         self._inverse = inverse
         self._factor = factor

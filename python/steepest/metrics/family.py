@@ -430,6 +430,11 @@ def make_family_metric(
     -------
     FamilyMetric
         The metric.
+
+    Raises
+    ------
+    ValueError
+        The eigenvalues are out of the range of float64.
     """
     ratio = 1.0 if y.size == 1 else alpha / a.rho
     if not 0.0 < ratio < math.inf or not 0.0 < a.rho < math.inf:

@@ -122,6 +122,11 @@ def check_dense_size(n: int, max_size: int, what: str) -> None:
         Size and limit.
     what : str
         The method, for the message.
+
+    Raises
+    ------
+    ValueError
+        n > max_size.
     """
     if n > max_size:
         raise ValueError(
