@@ -344,17 +344,21 @@ class FamilyMetric(Metric):
         m = self._member
         basis = np.empty((self.size, 2), order="F")
         basis[:, 0] = m.g_sign * (m.g.flat() / m.g_norm)
-        rest = [np.empty(shape) for shape in self._layout.shapes]
         if m.sine > 0.0:
             # A small remainder keeps its digits: the projection is right to rounding of the remainder itself.
+            rest = [np.empty(shape) for shape in self._layout.shapes]
             _core.project([m.g.segments], m.y.segments, rest, onto=False)
-        residual = np.concatenate([r.ravel() for r in rest]) if m.sine > 0.0 else np.zeros(self.size)
-        largest = float(np.abs(residual).max())
-        if largest > 0.0:
-            residual /= largest  # squares stay in range
-            basis[:, 1] = residual * (m.y_sign / np.linalg.norm(residual))
-        else:  # psi = 0: any direction orthogonal to g
-            basis[:, 1] = _complement(basis[:, :1], 1)[:, 0]
+            residual = np.concatenate([r.ravel() for r in rest])
+            largest = float(np.abs(residual).max())
+            if largest > 0.0:
+                residual /= largest  # squares stay in range
+                residual /= np.linalg.norm(residual)
+                residual -= basis[:, 0] * (basis[:, 0] @ residual)
+            norm = float(np.linalg.norm(residual))
+            if norm > 0.5:  # else the remainder was rounding along g
+                basis[:, 1] = residual * (m.y_sign / norm)
+                return basis
+        basis[:, 1] = _complement(basis[:, :1], 1)[:, 0]  # psi = 0: any direction orthogonal to g
         return basis
 
 

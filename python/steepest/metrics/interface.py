@@ -305,7 +305,8 @@ class Metric(ABC):
         """
         operand = right_hand_side(x, self._layout)
         output = Output(x, self._layout, out)
-        self._apply(operand.segments, output.segments, operand.columns)
+        if operand.segments[-1].size or not operand.columns:  # no right-hand sides: nothing to do
+            self._apply(operand.segments, output.segments, operand.columns)
         return output.finished()
 
     matmat = matvec
