@@ -388,28 +388,40 @@ void add_scaled(double factor, const double* x, int64_t n, double* out) {
     }
 }
 
-void add_scaled_twofold(double factor, double factor_low, const double* x, int64_t n, double* hi, double* lo) {
-    const vdouble f = broadcast(factor), g = broadcast(factor_low);
-    const auto step = [&](const double* ax, double* ah, double* al) {
-        const vdouble value = Float64::load(chars(ax));
-        vdouble p, e, s, t;
-        two_product(f, value, p, e);
-        two_sum(Float64::load(chars(ah)), p, s, t);
-        e = multiply_add(g, value, e);
-        Float64::store(s, reinterpret_cast<char*>(ah));
-        Float64::store(Float64::load(chars(al)) + (t + e), reinterpret_cast<char*>(al));
-    };
+void combine_twofold(double factor, const double* x, int k, const double* const* w, const double* high,
+                     const double* low, int64_t n, double* out) {
+    const vdouble f = broadcast(factor);
     int64_t i = 0;
-    for (; i + width <= n; i += width) step(x + i, hi + i, lo + i);
-    if (i < n) {
-        double tail[3][width] = {};
+    for (; i + width <= n; i += width) {
+        STEEPEST_PREFETCH(chars(x + i) + prefetch_bytes);
+        vdouble hi = f * Float64::load(chars(x + i)), lo = broadcast(0.0);
+        for (int j = 0; j < k; ++j) {
+            STEEPEST_PREFETCH(chars(w[j] + i) + prefetch_bytes);
+            const vdouble value = Float64::load(chars(w[j] + i));
+            vdouble p, e, s, t;
+            two_product(broadcast(high[j]), value, p, e);
+            two_sum(hi, p, s, t);
+            lo = lo + (t + multiply_add(broadcast(low[j]), value, e));
+            hi = s;
+        }
+        Float64::store(hi + lo, reinterpret_cast<char*>(out + i));
+    }
+    if (i < n) {  // the same on zero-padded copies; one column at a time, for their number is not fixed
+        double tail[width] = {};
         const std::size_t left = static_cast<std::size_t>(n - i) * sizeof(double);
-        std::memcpy(tail[0], x + i, left);
-        std::memcpy(tail[1], hi + i, left);
-        std::memcpy(tail[2], lo + i, left);
-        step(tail[0], tail[1], tail[2]);
-        std::memcpy(hi + i, tail[1], left);
-        std::memcpy(lo + i, tail[2], left);
+        std::memcpy(tail, x + i, left);
+        vdouble hi = f * Float64::load(chars(tail)), lo = broadcast(0.0);
+        for (int j = 0; j < k; ++j) {
+            std::memcpy(tail, w[j] + i, left);
+            const vdouble value = Float64::load(chars(tail));
+            vdouble p, e, s, t;
+            two_product(broadcast(high[j]), value, p, e);
+            two_sum(hi, p, s, t);
+            lo = lo + (t + multiply_add(broadcast(low[j]), value, e));
+            hi = s;
+        }
+        Float64::store(hi + lo, reinterpret_cast<char*>(tail));
+        std::memcpy(out + i, tail, left);
     }
 }
 
@@ -472,7 +484,7 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     divide,
     scale,
     add_scaled,
-    add_scaled_twofold,
+    combine_twofold,
     sum_squared_products,
     max_abs,
     add_square_row,
