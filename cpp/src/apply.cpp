@@ -50,6 +50,7 @@ void scale_by_power(int power, double* values, index_t count) {
 // The typed loops take two plain columns of one element type with their right-hand side, contiguous, over a scalar base.
 bool direct(const Base& base, const std::vector<Column>& columns, const Segment& x, std::size_t segment) {
     if (base.kind != BaseKind::scalar || columns.size() != 2) return false;
+    if (columns[0].through_base || columns[1].through_base) return false;
     const Segment &w0 = columns[0].vector->segments[segment], &w1 = columns[1].vector->segments[segment];
     return w0.dtype() == x.dtype() && w1.dtype() == x.dtype() && w0.contiguous() && w1.contiguous() && x.contiguous();
 }
