@@ -34,7 +34,8 @@ def doubles(vector: Array | list[Array]) -> NDArray[np.float64]:
     if isinstance(vector, list):
         return np.concatenate([doubles(part) for part in vector])
     values = vector.view(ml_dtypes.bfloat16) if vector.dtype == np.uint16 else vector
-    return np.asarray(values.astype(np.float64)).ravel()
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        return np.asarray(values.astype(np.float64)).ravel()
 
 
 def name_of(vector: Array) -> str:
