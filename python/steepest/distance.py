@@ -221,9 +221,10 @@ def _from_log_ratios(
         value = math.hypot(plane, bulk)
         return Distance(value, bulk, plane, relative * (1.0 + value), kind)
     if kind == "bures":
-        plane, bulk = math.sqrt(max(0.0, bures)), math.sqrt(rest) * abs(math.sqrt(c1) - math.sqrt(c2))
+        roots = math.sqrt(c1) + math.sqrt(c2)
+        plane, bulk = math.sqrt(max(0.0, bures)), math.sqrt(rest) * abs(c1 - c2) / roots
         value = math.hypot(plane, bulk)
-        return Distance(value, bulk, plane, relative * value + math.sqrt(relative * _EPS * (c1 + c2)), kind)
+        return Distance(value, bulk, plane, relative * (value + roots) + math.sqrt(relative * _EPS) * roots, kind)
     terms = _kl_term if kind == "kl" else _stein_term
     plane, bulk = math.fsum(terms(float(x)) for x in logs), rest * terms(bulk_log)
     value = plane + bulk
