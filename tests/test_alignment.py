@@ -10,17 +10,17 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import oracles
 import pytest
 import scipy.linalg
-from cases import ANGLES, DTYPES, EPSILON, SCALES, Scale, pair, spd
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from oracles import mp
 from scipy.sparse.linalg import aslinearoperator
 
+import oracles
 import steepest
+from cases import ANGLES, DTYPES, EPSILON, SCALES, Scale, pair, spd
+from oracles import mp
 
 
 @pytest.mark.parametrize("n", [2, 3, 1000])
@@ -208,8 +208,10 @@ def bases(n: int) -> dict[str, tuple[Any, np.ndarray]]:
         "diagonal": (d, np.diag(d)),
         "metric": (metric, metric.to_dense()),
         "operator": (aslinearoperator(b), b),
-        "diagonal metric": (steepest.metric(*pair(0.9, n=n, seed=71), base=d),
-                            oracles.dense_metric(*pair(0.9, n=n, seed=71), base=d)),
+        "diagonal metric": (
+            steepest.metric(*pair(0.9, n=n, seed=71), base=d),
+            oracles.dense_metric(*pair(0.9, n=n, seed=71), base=d),
+        ),
     }
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import oracles
 import pytest
-from cases import DTYPES, EPSILON
 
+import oracles
 import steepest
+from cases import DTYPES, EPSILON
 from steepest.arrays import long_vector
 
 GRAD, UPDATE = oracles.pair(12, 0.9, 2.0, rng=4)
@@ -101,8 +101,10 @@ def test_strides(name: str) -> None:
     dense = expected("float64")
     for metric, matrix in (
         (steepest.metric(grad, update), dense),
-        (steepest.metric(grad, strided(UPDATE)["C"], base=strided(np.linspace(1, 2, 12))[name]),
-         oracles.dense_metric(GRAD, UPDATE, base=np.linspace(1, 2, 12))),
+        (
+            steepest.metric(grad, strided(UPDATE)["C"], base=strided(np.linspace(1, 2, 12))[name]),
+            oracles.dense_metric(GRAD, UPDATE, base=np.linspace(1, 2, 12)),
+        ),
     ):
         image = metric @ x
         assert type(image) is np.ndarray
@@ -202,7 +204,8 @@ def test_nothing_of_length_n_is_copied() -> None:
 def test_torch(dtype: str) -> None:
     torch = pytest.importorskip("torch")
     grad, update, x = (
-        torch.tensor(v.reshape(3, 4), dtype=getattr(torch, dtype)) for v in (rounded(GRAD, dtype), rounded(UPDATE, dtype), X)
+        torch.tensor(v.reshape(3, 4), dtype=getattr(torch, dtype))
+        for v in (rounded(GRAD, dtype), rounded(UPDATE, dtype), X)
     )
     metric = steepest.metric(grad, update)
     dense = expected(dtype)
@@ -210,7 +213,10 @@ def test_torch(dtype: str) -> None:
     assert isinstance(image, torch.Tensor)
     assert (image.shape, image.dtype, image.requires_grad) == (x.shape, x.dtype, False)
     np.testing.assert_allclose(
-        image.double().numpy().ravel(), dense @ rounded(X, dtype), rtol=0, atol=tolerance(dtype) * np.linalg.norm(dense, 2)
+        image.double().numpy().ravel(),
+        dense @ rounded(X, dtype),
+        rtol=0,
+        atol=tolerance(dtype) * np.linalg.norm(dense, 2),
     )
     assert metric.diagonal().dtype is x.dtype
     np.testing.assert_allclose(metric.diagonal().double().numpy().ravel(), np.diag(dense), rtol=tolerance(dtype))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
-from cases import pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import oracles
 import steepest
+from cases import pair
 
 
 def random_spd(n: int, log_cond: float, rng: np.random.Generator) -> np.ndarray:
@@ -61,9 +61,7 @@ def test_schur_complement_is_that_of_the_inverse() -> None:
     matrix, update = random_spd(6, 2.0, rng), rng.standard_normal(6)
     u = steepest.canonical_form(matrix, update).U
     q = np.linalg.svd(update[None])[2][1:].T
-    np.testing.assert_allclose(
-        q.T @ u @ u.T @ q, np.linalg.inv(q.T @ np.linalg.inv(matrix) @ q), rtol=0, atol=1e-13
-    )
+    np.testing.assert_allclose(q.T @ u @ u.T @ q, np.linalg.inv(q.T @ np.linalg.inv(matrix) @ q), rtol=0, atol=1e-13)
 
 
 def test_integers_and_lists_are_numbers_here() -> None:

@@ -7,14 +7,14 @@ import pickle
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import scipy.linalg
-from cases import FORMS, SIZE, pair, spd
-from oracles import Member, mp
 from scipy.sparse.linalg import aslinearoperator
 
+import oracles
 import steepest
+from cases import FORMS, SIZE, pair, spd
+from oracles import Member, mp
 
 KINDS = ["affine-invariant", "kl", "stein", "bures"]
 
@@ -138,7 +138,9 @@ def test_symmetry_and_identity(kind: str) -> None:
         assert abs(forth - back) > 0.1
         # Their sum is Jeffreys' divergence, tr(M1^-1 M2 + M2^-1 M1)/2 - n.
         a, b = m1.to_dense(), m2.to_dense()
-        assert forth + back == pytest.approx((np.trace(np.linalg.solve(a, b)) + np.trace(np.linalg.solve(b, a))) / 2 - 9)
+        assert forth + back == pytest.approx(
+            (np.trace(np.linalg.solve(a, b)) + np.trace(np.linalg.solve(b, a))) / 2 - 9
+        )
     else:
         assert forth == pytest.approx(back, rel=1e-12)
     same = steepest.distance(m1, m1, kind)
@@ -158,9 +160,7 @@ def dense_distance(a: np.ndarray, b: np.ndarray, kind: str) -> float:
         ratio = np.linalg.solve(b, a)
         return float(np.trace(ratio) - len(a) - np.linalg.slogdet(ratio)[1]) / 2
     if kind == "stein":
-        return float(
-            np.linalg.slogdet((a + b) / 2)[1] - np.linalg.slogdet(a)[1] / 2 - np.linalg.slogdet(b)[1] / 2
-        )
+        return float(np.linalg.slogdet((a + b) / 2)[1] - np.linalg.slogdet(a)[1] / 2 - np.linalg.slogdet(b)[1] / 2)
     root = oracles.dense_function(a, np.sqrt)
     return math.sqrt(np.trace(a + b) - 2 * np.sqrt(np.linalg.eigvalsh(root @ b @ root)).sum())
 
@@ -188,7 +188,10 @@ def test_range() -> None:
             other = oracles.pair(5, 0.4, 2 * rho, scale if rho == 1 else 1.0, rng=2)
             d = steepest.distance(steepest.metric(grad, update), steepest.metric(*other))
             check(d, oracles.distance(Member(grad, update), Member(*other)), 1e-10)
-    near, far = steepest.metric(*oracles.pair(5, 0.8, 1e-140, rng=1)), steepest.metric(*oracles.pair(5, 0.8, 1e140, rng=2))
+    near, far = (
+        steepest.metric(*oracles.pair(5, 0.8, 1e-140, rng=1)),
+        steepest.metric(*oracles.pair(5, 0.8, 1e140, rng=2)),
+    )
     assert steepest.distance(near, far).value == pytest.approx(math.sqrt(5) * 280 * math.log(10), rel=1e-3)
 
 

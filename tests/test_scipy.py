@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
-from cases import pair
 from scipy.optimize import LbfgsInvHessProduct
 from scipy.sparse.linalg import LinearOperator, aslinearoperator, cg, eigsh, lobpcg, minres
 
+import oracles
 import steepest
+from cases import pair
 
 
 @pytest.mark.parametrize("psi", [0.0, 0.8, 1.5])

@@ -111,6 +111,11 @@ def metric(
     a = align_vectors(y, g)
     if a.status != "ok":
         raise NotDescentError({None: a})
+    if not (0.0 < a.rho < math.inf and max(a.grad_norm, a.update_norm) < math.inf):
+        raise ValueError(
+            f"|grad| = {a.grad_norm:.6g}, |update| = {a.update_norm:.6g} or their ratio {a.rho:.6g} is out of the range "
+            "of float64: rescale one of them, which multiplies every metric by the same factor"
+        )
     dtype = min((*y.dtypes, *g.dtypes), key=EPSILON.__getitem__)
     if complement is not None:
         if base is not None or alpha != "optimal":
@@ -191,8 +196,6 @@ def _from_complement(y: LongVector, g: LongVector, a: Alignment, u: NDArray[Any]
     u = u.astype(np.float64)
     if not np.all(np.isfinite(u)):
         raise ValueError("expected a finite complement, got NaN or Inf")
-    if not 0.0 < a.rho < math.inf:
-        raise ValueError(f"|grad|/|update| = {a.rho:.6g} is out of the range of float64")
     minus_grad, update = -y.flat() / a.grad_norm, g.flat() / a.update_norm  # unit vectors: y.g may be out of range
     slack = np.abs(update @ u)
     allowed = 64 * n * EPSILON[a.dtype] * np.linalg.norm(u, axis=0)
