@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-import oracles
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
+import oracles
 import steepest
 
 RIGHT_ANGLE = np.pi / 2

@@ -6,9 +6,11 @@ import pickle
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import scipy.linalg
+
+import oracles
+import steepest
 from cases import (
     ALPHA_RATIOS,
     ANGLES,
@@ -25,8 +27,6 @@ from cases import (
     pair,
 )
 from oracles import mp
-
-import steepest
 
 RTOL = 1e-9
 
@@ -188,14 +188,17 @@ def test_multiples_relative_to_a_base(name: str) -> None:
 def test_small_sizes(n: int, psi: float, alpha: Any) -> None:
     grad, update = oracles.pair(n, psi if n > 1 else 0.0, 3.0, rng=n)
     metric = steepest.metric(grad, update, alpha=alpha)
-    dense = np.array([[-grad[0] / update[0]]]) if n == 1 else oracles.dense_metric(
-        grad, update, None if alpha == "optimal" else alpha
+    dense = (
+        np.array([[-grad[0] / update[0]]])
+        if n == 1
+        else oracles.dense_metric(grad, update, None if alpha == "optimal" else alpha)
     )
     compare_with_dense(metric, dense, "flat")
     compare_symmetric(metric.log(), oracles.dense_function(dense, np.log), "flat")
     base = np.linspace(1.0, 2.0, n)
-    compare_with_dense(steepest.metric(grad, update, base=base), oracles.dense_metric(grad, update, base=base), "flat",
-                       np.diag(base))
+    compare_with_dense(
+        steepest.metric(grad, update, base=base), oracles.dense_metric(grad, update, base=base), "flat", np.diag(base)
+    )
     other = steepest.metric(*oracles.pair(n, psi / 2 if n > 1 else 0.0, rng=9 + n))
     dense_other = other.to_dense()
     updated = steepest.metric(grad, update, base=other)
@@ -410,6 +413,6 @@ def test_functions_against_multiple_precision() -> None:
             ):
                 expected = np.array([float(v) for v in member.apply(f, x)])
                 size = max(abs(float(f(mp.mpf(v)))) for v in eigen) * np.linalg.norm(x)
-                if f is mp.log:  # the logarithm of an eigenvalue near 1 has the absolute error of that eigenvalue
+                if f == mp.log:  # the logarithm of an eigenvalue near 1 has the absolute error of that eigenvalue
                     size = max(size, np.linalg.norm(x))
                 np.testing.assert_allclose(found @ x, expected, rtol=0, atol=1e-12 * size)

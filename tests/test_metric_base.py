@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import oracles
 import pytest
 import scipy.linalg
 import scipy.sparse.linalg
-from cases import pair, spd
 
+import oracles
 import steepest
+from cases import pair, spd
 
 
 def perturbed(metric: np.ndarray, update: np.ndarray, rng: np.random.Generator, step: float) -> np.ndarray:

@@ -229,7 +229,7 @@ def align(
     >>> import steepest
     >>> a = steepest.align([3.0, 4.0], [-3.0, -1.0])
     >>> a.status, round(a.angle_degrees, 4), round(a.cond_min, 4)
-    ('ok', 34.6952, 3.6424)
+    ('ok', 34.6952, 3.6426)
     """
     if blocks == "separate":
         return {name: _align_one(g, u, b) for name, g, u, b in separate_blocks(grad, update, base)}

@@ -99,7 +99,7 @@ def metric(
     >>> np.allclose(M @ update, -grad), np.allclose(M.solve(-grad), update)
     (True, True)
     >>> [round(x, 4) for x in M.spectrum().values]
-    [0.9636, 1.9231, 3.8378]
+    [0.8009, 1.9231, 3.0452]
     """
     if kind not in ("bfgs", "dfp"):
         raise ValueError(f"expected kind 'bfgs' or 'dfp', got {kind!r}")
@@ -111,6 +111,11 @@ def metric(
     a = align_vectors(y, g)
     if a.status != "ok":
         raise NotDescentError({None: a})
+    if not (0.0 < a.rho < math.inf and max(a.grad_norm, a.update_norm) < math.inf):
+        raise ValueError(
+            f"|grad| = {a.grad_norm:.6g}, |update| = {a.update_norm:.6g} or their ratio {a.rho:.6g} is out of the range "
+            "of float64: rescale one of them, which multiplies every metric by the same factor"
+        )
     dtype = min((*y.dtypes, *g.dtypes), key=EPSILON.__getitem__)
     if complement is not None:
         if base is not None or alpha != "optimal":
@@ -191,8 +196,6 @@ def _from_complement(y: LongVector, g: LongVector, a: Alignment, u: NDArray[Any]
     u = u.astype(np.float64)
     if not np.all(np.isfinite(u)):
         raise ValueError("expected a finite complement, got NaN or Inf")
-    if not 0.0 < a.rho < math.inf:
-        raise ValueError(f"|grad|/|update| = {a.rho:.6g} is out of the range of float64")
     minus_grad, update = -y.flat() / a.grad_norm, g.flat() / a.update_norm  # unit vectors: y.g may be out of range
     slack = np.abs(update @ u)
     allowed = 64 * n * EPSILON[a.dtype] * np.linalg.norm(u, axis=0)
@@ -286,13 +289,19 @@ def canonical_form(
     asymmetry = float(np.abs(m - m.T).max())
     if asymmetry > rtol * size:
         raise ValueError(f"expected a symmetric matrix, got entries that differ by {asymmetry:.3g} from the transpose")
+    # Powers of two keep all products in range; the one of the matrix is even, U takes its root.
+    matrix_exponent, update_exponent = 2 * (math.frexp(size)[1] // 2), math.frexp(float(np.abs(g).max()))[1]
+    m, g = np.ldexp(m, -matrix_exponent), np.ldexp(g, -update_exponent)
+    size = math.ldexp(size, -matrix_exponent)
     m = 0.5 * (m + m.T)
     y = m @ g
+    found = np.ldexp(-y, matrix_exponent + update_exponent)
     residual = 0.0
     if grad is not None:
         wanted = -_real_array(grad, "grad")
         if wanted.shape != (n,):
             raise ValueError(f"expected grad of shape ({n},), got {wanted.shape}")
+        wanted = np.ldexp(wanted, -matrix_exponent - update_exponent)
         residual = float(np.linalg.norm(y - wanted) / np.linalg.norm(wanted)) if np.any(wanted) else math.inf
         if not residual <= rtol:
             raise ValueError(
@@ -300,9 +309,11 @@ def canonical_form(
             )
     descent = float(y @ g)
     if not descent > 0.0:
-        raise ValueError(f"expected a positive definite matrix, got update^T M update = {descent:.6g}")
+        raise ValueError(
+            f"expected a positive definite matrix, got update^T M update = {descent:.6g} (matrix and update scaled)"
+        )
     if n == 1:
-        return CanonicalForm(np.zeros((1, 0)), -y, residual)
+        return CanonicalForm(np.zeros((1, 0)), found, residual)
     basis = np.empty((n, n - 1), order="F")
     _core.Complement(g).apply(np.eye(n - 1), basis, columns=True)
     projected = basis.T @ y
@@ -310,10 +321,11 @@ def canonical_form(
     values, vectors = np.linalg.eigh(0.5 * (schur + schur.T))
     if not values[0] > n * 2.0**-52 * size:
         raise ValueError(
-            "expected a matrix that is positive definite to working precision, got one whose Schur complement has the "
-            f"eigenvalue {values[0]:.3g}, while its largest entry is {size:.3g}"
+            "expected a matrix that is positive definite to working precision, got one whose Schur complement has an "
+            f"eigenvalue of {values[0] / size:.3g} times the largest entry"
         )
-    return CanonicalForm(basis @ (vectors * np.sqrt(values)), -y, residual)
+    u = np.ldexp(basis @ (vectors * np.sqrt(values)), matrix_exponent // 2)
+    return CanonicalForm(u, found, residual)
 
 
 def _real_array(x: ArrayLike, name: str) -> NDArray[np.float64]:

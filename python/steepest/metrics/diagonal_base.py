@@ -13,7 +13,7 @@ from steepest import _core
 from steepest.alignment import Alignment, scaled
 from steepest.arrays import ArrayOrMapping, LongVector, Segment, widened
 from steepest.metrics.dense import DenseMetric
-from steepest.metrics.family import scaled_alignment, swapped_alignment
+from steepest.metrics.family import column_scale, scaled_alignment, swapped_alignment
 from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum, relative_spectrum
 
 __all__ = ["DiagonalBaseMetric"]
@@ -64,7 +64,7 @@ class DiagonalBaseMetric(Metric):
     def _operator(self) -> _core.Operator:
         r = self._relative
         # The columns are scaled to norms near 1 in the geometry of the base: y.g and squares may be out of range.
-        (my, ey), (mg, eg) = math.frexp(r.grad_norm), math.frexp(r.update_norm)
+        (my, ey), (mg, eg) = column_scale(r.grad_norm), column_scale(r.update_norm)
         # Which vector passes through the operator's own base, B or B^-1: g for M, y for its inverse.
         vectors, through = [self._y.segments, self._g.segments], [self._inverse, not self._inverse]
         if self._inverse:

@@ -25,7 +25,26 @@ from steepest.metrics.interface import (
 )
 from steepest.spectral import Coefficients
 
-__all__ = ["FamilyMetric", "Member", "low_rank_quadratic_form", "scaled_alignment", "swapped_alignment"]
+__all__ = ["FamilyMetric", "Member", "column_scale", "low_rank_quadratic_form", "scaled_alignment", "swapped_alignment"]
+
+
+def column_scale(norm: float) -> tuple[float, int]:
+    """Mantissa and power of two by which a long vector enters the compiled core.
+
+    Parameters
+    ----------
+    norm : float
+        Positive and finite.
+
+    Returns
+    -------
+    mantissa : float
+        At least 1/2 and less than 1, but for denormal norms, where it is smaller.
+    exponent : int
+        Power of two whose inverse is in the range of float64, too.
+    """
+    exponent = max(math.frexp(norm)[1], -1021)
+    return math.ldexp(norm, -exponent), exponent
 
 
 def swapped_alignment(a: Alignment) -> Alignment:
@@ -199,7 +218,7 @@ class FamilyMetric(Metric):
     @cached_property
     def _operator(self) -> _core.Operator:
         m, k = self._member, self._coefficients
-        (my, ey), (mg, eg) = math.frexp(m.y_norm), math.frexp(m.g_norm)
+        (my, ey), (mg, eg) = column_scale(m.y_norm), column_scale(m.g_norm)
         cross = k.yg * m.y_sign * m.g_sign / (my * mg)
         mantissa, exponent = self._unit()
         core = mantissa * np.array([[k.yy / (my * my), cross], [cross, k.gg / (mg * mg)]])
@@ -441,7 +460,7 @@ def make_family_metric(
         The eigenvalues are out of the range of float64.
     """
     ratio = 1.0 if y.size == 1 else alpha / a.rho
-    if not 0.0 < ratio < math.inf or not 0.0 < a.rho < math.inf:
+    if not 0.0 < ratio < math.inf:
         raise ValueError(f"alpha = {alpha:.6g} and |grad|/|update| = {a.rho:.6g} are out of the range of float64")
     member = Member(y, g, -1.0, 1.0, a.grad_norm, a.update_norm, a.cosine, a.sine, ratio)
     if kind == "bfgs":

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from steepest import _core
 from steepest.alignment import Alignment, scaled
 from steepest.arrays import ArrayOrMapping, LongVector, Segment, widened
-from steepest.metrics.family import FamilyMetric, low_rank_quadratic_form, scaled_alignment, swapped_alignment
+from steepest.metrics.family import (
+    FamilyMetric,
+    column_scale,
+    low_rank_quadratic_form,
+    scaled_alignment,
+    swapped_alignment,
+)
 from steepest.metrics.interface import Metric, Spectrum, merged_spectrum
 
 __all__ = ["LowRankForm", "LowRankMetric", "low_rank_form", "updated_low_rank"]
@@ -79,8 +85,8 @@ def low_rank_form(metric: Metric) -> LowRankForm | None:
     m, k = metric._member, metric._coefficients
     mantissa, exponent = metric._unit()
     if metric.size == 1:
-        return LowRankForm(metric._plane_values()[1], (m.g,), (math.frexp(m.g_norm)[1],), np.zeros((1, 1)))
-    (my, ey), (mg, eg) = math.frexp(m.y_norm), math.frexp(m.g_norm)
+        return LowRankForm(metric._plane_values()[1], (m.g,), (column_scale(m.g_norm)[1],), np.zeros((1, 1)))
+    (my, ey), (mg, eg) = column_scale(m.y_norm), column_scale(m.g_norm)
     cross = k.yg * m.y_sign * m.g_sign / (my * mg)
     core = mantissa * np.array([[k.yy / (my * my), cross], [cross, k.gg / (mg * mg)]])
     return LowRankForm(mantissa * k.identity, (m.y, m.g), (ey, eg), core, exponent)
@@ -290,7 +296,7 @@ def updated_low_rank(
         direct, inverse, first, second, signs = inverse, direct, second, first, (1.0, -1.0)
     k = len(direct.vectors)
     vectors = (*direct.vectors, first[0], second[0])
-    exponents = (*direct.exponents, math.frexp(first[1])[1], math.frexp(second[1])[1])
+    exponents = (*direct.exponents, column_scale(first[1])[1], column_scale(second[1])[1])
     gram = np.add(*form_gram(LowRankForm(0.0, vectors, exponents, np.zeros((k + 2, k + 2)))))
     # y and g (or g and y) in coordinates on the scaled columns
     y, g = np.zeros(k + 2), np.zeros(k + 2)

@@ -135,8 +135,9 @@ class BaseOperator:
         if not math.isfinite(largest):
             return np.full(b.shape, math.nan)
         exponent = math.frexp(largest)[1]  # squares must stay in range
-        x, failed = cg(self._operator, np.ldexp(b, -exponent), rtol=1e-12, maxiter=10 * self._operator.shape[0])
-        if failed:
+        with np.errstate(all="ignore"):  # an indefinite base may divide by zero
+            x, failed = cg(self._operator, np.ldexp(b, -exponent), rtol=1e-12, maxiter=10 * self._operator.shape[0])
+        if failed or not np.isfinite(x).all():
             raise ValueError(
                 "conjugate gradients on the base did not reach a relative residual of 1e-12: expected a symmetric "
                 "positive definite base of moderate condition number; pass base_solve="
