@@ -140,7 +140,7 @@ def main() -> None:
         for threads in args.threads:
             ours.set_threads(threads)
             with peers.threads_of_peers(threads):
-                times = interleaved(calls, rounds=5 if args.quick else 9, seconds=args.seconds)
+                times = interleaved(calls, seconds=args.seconds)
             print("| " + " | ".join(cells(operation, problem, threads, times)) + " |", flush=True)
 
 

@@ -1,10 +1,10 @@
 """M @ x and M.solve(b) through the public interface, for 1 and 16 right-hand sides."""
 
+from . import suite
 from .problems import COLUMNS, DTYPES, ORDERS, SIZES, THREADS, Problem, fits
-from .suite import Pair
 
 
-class Apply(Pair):
+class Apply(suite.Pair):
     """M @ x, one right-hand side."""
 
     operation = "apply"
@@ -22,7 +22,7 @@ class Solve(Apply):
     operation = "solve"
 
 
-class ApplySeveral(Pair):
+class ApplySeveral(suite.Pair):
     """M @ X, X of shape (n, 16)."""
 
     operation = "apply"

@@ -1,10 +1,10 @@
 """M.to_dense()."""
 
+from . import suite
 from .problems import DENSE_SIZES, THREADS, Problem
-from .suite import Pair
 
 
-class ToDense(Pair):
+class ToDense(suite.Pair):
     """The public method, which allocates the matrix."""
 
     operation = "assemble"

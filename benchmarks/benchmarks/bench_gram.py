@@ -1,10 +1,10 @@
 """Inner products of a pair: y.y, y.g, g.g."""
 
+from . import suite
 from .problems import DTYPES, SIZES, THREADS, Problem
-from .suite import Pair
 
 
-class Gram(Pair):
+class Gram(suite.Pair):
     """The kernel."""
 
     operation = "gram"

@@ -1,10 +1,10 @@
 """From a pair to its alignment and its metric."""
 
+from . import suite
 from .problems import DTYPES, SIZES, THREADS, Problem
-from .suite import Pair
 
 
-class Align(Pair):
+class Align(suite.Pair):
     """align(grad, update); NumPy forms the three inner products, the angle and the condition number."""
 
     operation = "align"

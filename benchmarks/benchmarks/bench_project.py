@@ -1,10 +1,10 @@
 """Projection of x off span{g}, and off span{y, g}."""
 
+from . import suite
 from .problems import DTYPES, SIZES, THREADS, Problem
-from .suite import Pair
 
 
-class ProjectOffOne(Pair):
+class ProjectOffOne(suite.Pair):
     """The kernel, one vector."""
 
     operation = "project"

@@ -27,7 +27,7 @@ ORDERS = ["C", "F"]
 #: Sides of dense matrices.
 DENSE_SIZES = [256, 1024, 4096]
 #: Operands above this are left out: with its temporaries plain NumPy needs four times as much.
-MAX_OPERAND_BYTES = int(os.environ.get("STEEPEST_BENCH_MAX_BYTES", str(3 * 2**29)))
+MAX_OPERAND_BYTES = int(os.environ.get("STEEPEST_BENCH_MAX_BYTES", str(2**30)))
 
 
 def itemsize(dtype: str) -> int:

@@ -21,7 +21,7 @@ def _sample(call: Call, repeats: int) -> float:
 
 
 def interleaved(
-    calls: Mapping[str, Call], rounds: int = 9, seconds: float = 0.5, limit: int = 60
+    calls: Mapping[str, Call], rounds: int = 5, seconds: float = 0.5, limit: int = 60
 ) -> dict[str, np.ndarray]:
     """Seconds per call of each competitor, a column of samples in shuffled rounds.
 
