@@ -1,5 +1,6 @@
 #include "steepest/project.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
@@ -9,22 +10,48 @@
 
 namespace steepest {
 
+namespace {
+
+// Squared norms within these limits need no scaling: 2^-600 and 2^600.
+constexpr double least_square = 2.409919865102884e-181, greatest_square = 4.149515568880993e+180;
+
+}  // namespace
+
 void project(const std::vector<Column>& columns, Projection which, const std::vector<Vector>& x,
              const std::vector<Vector>& out) {
     const Base identity;
     const auto k = static_cast<Eigen::Index>(columns.size());
-    std::vector<const Vector*> vectors;
+    if (columns.empty()) throw std::invalid_argument("expected at least one vector to project on, got none");
     std::vector<Column> scaled = columns;
-    for (const Column& column : columns) vectors.push_back(column.vector);
-    if (vectors.empty()) throw std::invalid_argument("expected at least one vector to project on, got none");
-    const Gram inner = gram(vectors, Precision::compensated);
-    if (!inner.finite) throw std::invalid_argument("a vector to project on holds NaN or Inf");
-    SmallMatrixDD matrix(k, k);
-    for (int i = 0; i < k; ++i) {
-        scaled[static_cast<std::size_t>(i)].exponent = inner.exponents[static_cast<std::size_t>(i)];
-        for (int j = 0; j < k; ++j) matrix(i, j) = inner.entry(i, j);
+    // One pass for W^T X and W^T W: the columns ride along as right-hand sides.
+    std::vector<Vector> right = x;
+    for (const Column& column : columns) right.push_back(*column.vector);
+    const auto m = static_cast<Eigen::Index>(x.size());
+    Dots products = dots(identity, scaled, right);
+    bool in_range = std::all_of(products.exponents.begin(), products.exponents.end(), [](int e) { return e == 0; });
+    for (Eigen::Index j = 0; j < k && in_range; ++j) {
+        const double square = products.values(j, m + j).hi;
+        in_range = square > least_square && square < greatest_square;
     }
-    const Dots products = dots(identity, scaled, x);
+    if (!in_range) {  // scale each column by a power of two
+        for (Column& column : scaled) {
+            const double largest = max_abs(*column.vector);
+            if (std::isnan(largest)) throw std::invalid_argument("a vector to project on holds NaN or Inf");
+            if (largest > 0.0) (void)std::frexp(largest, &column.exponent);
+            column.exponent = std::max(column.exponent, -1022);
+        }
+        products = dots(identity, scaled, right);
+        for (Eigen::Index j = 0; j < k; ++j)
+            for (Eigen::Index i = 0; i < k; ++i)
+                products.values(i, m + j) =
+                    ldexp(products.values(i, m + j), products.exponents[static_cast<std::size_t>(m + j)] -
+                                                         scaled[static_cast<std::size_t>(j)].exponent);
+    }
+    SmallMatrixDD matrix = products.values.rightCols(k);
+    for (Eigen::Index i = 0; i < k; ++i)
+        for (Eigen::Index j = 0; j < i; ++j) matrix(i, j) = matrix(j, i);
+    products.values.conservativeResize(k, m);
+    products.exponents.resize(static_cast<std::size_t>(m));
     const SmallMatrixDD solution = gram_solve(matrix, products.values);
     // Each coefficient as hi + lo, on two copies of its column: with fused multiply-adds a small remainder x - W c is then
     // right to rounding however close x lies to the span.

@@ -132,8 +132,8 @@ def _low_rank_distance(first: Metric, second: Metric, kind: Kind) -> Distance:
     # One scale for both, so that neither leaves the range; only the Bures distance depends on it.
     unit = math.frexp(c1)[1]
     c1, c2 = math.ldexp(c1, -unit), math.ldexp(c2, -unit)
-    k1, k2 = ([np.ldexp(part, -unit) for part in k] for k in (k1, k2))
-    logs, bures, condition = _core.low_rank_pencil(c1, *k1, c2, *k2, high, low)
+    core1, core2 = ([np.ldexp(part, -unit) for part in k] for k in (k1, k2))
+    logs, bures, condition = _core.low_rank_pencil(c1, core1[0], core1[1], c2, core2[0], core2[1], high, low)
     rest = first.size - logs.size
     exact = all(isinstance(m, FamilyMetric) and m._p == 1.0 and m._factor == 1.0 for m in (first, second))
     relative = condition * (_EPS**2 * 64 if exact else _EPS * 4) + 4 * _EPS
@@ -154,8 +154,7 @@ def _slot(vectors: list[LongVector], vector: LongVector) -> int:
 
 def _unit_gram(gram: _core.Gram) -> tuple[Matrix, Matrix]:
     """Gram matrix of the columns scaled to unit norm, high and low parts, from that of the scaled columns."""
-    norms = np.sqrt(np.diag(gram.hi))
-    mantissas, exponents = np.frexp(norms)
+    exponents = np.frexp(np.sqrt(np.diag(gram.hi)))[1]
     # Powers of two only: the metrics' cores are for these columns, and no rounding enters.
     factor = np.ldexp(np.ones_like(gram.hi), -(exponents[:, None] + exponents[None, :]))
     return gram.hi * factor, gram.lo * factor

@@ -177,14 +177,15 @@ def _from_base(
         )
     if isinstance(base, Metric):
         base._require_definite("a base")
-        if kind == "bfgs" and base.size == y.size and base._layout.sizes == y.layout.sizes and low_rank_form(base):
-            return updated_low_rank(base, y, g, a, dtype, like)
-    if kind == "dfp":
-        raise TypeError("expected kind 'bfgs' for an operator or Metric as base; 'dfp' takes a diagonal base or alpha")
+        if base._layout.sizes == y.layout.sizes and low_rank_form(base) is not None:
+            return updated_low_rank(base, y, g, a, kind, dtype, like)
     p = operator_pair(y, g, base, base_solve)
-    if not float(p.g @ p.image) > 0.0:
-        raise ValueError("expected a symmetric positive definite base, got one with update^T B update <= 0")
-    return OperatorBaseMetric(p.base, p.y, p.g, p.image, p.preimage, y, a, dtype, like)
+    if not (float(p.g @ p.image) > 0.0 and float(p.y @ p.preimage) > 0.0):
+        raise ValueError("expected a symmetric positive definite base, got one with x^T B x <= 0 for the update or gradient")
+    if kind == "bfgs":
+        return OperatorBaseMetric(p.base, p.y, p.g, p.image, p.preimage, y, a, dtype, like)
+    # DFP is BFGS of the inverse base for the swapped pair, inverted.
+    return OperatorBaseMetric(p.base.inverted(), p.g, p.y, p.preimage, p.image, y, a, dtype, like, inverse=True)
 
 
 def _from_complement(y: LongVector, g: LongVector, a: Alignment, u: NDArray[Any], dtype: str, like: Any) -> Metric:

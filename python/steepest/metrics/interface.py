@@ -30,7 +30,7 @@ __all__ = ["Metric", "Spectrum", "check_dense_size"]
 MAX_SIZE = 4096  # default limit for anything that needs an n x n matrix
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Spectrum:
     """Distinct eigenvalues of a metric.
 
@@ -57,6 +57,11 @@ class Spectrum:
             Field name -> value.
         """
         return asdict(self)
+
+    def __repr__(self) -> str:
+        listed = [f"{v:.6g} (x {m})" for v, m in zip(self.values, self.multiplicities, strict=True)]
+        shown = listed if len(listed) <= 6 else [*listed[:3], "...", *listed[-3:]]
+        return f"Spectrum({', '.join(shown)}{', relative to a base' * self.relative})"
 
 
 def merged_spectrum(values: list[tuple[float, int]], relative: bool = False) -> Spectrum:
@@ -284,17 +289,17 @@ class Metric(ABC):
             return self.matvec(x)
         return self.matvec(transposed).T
 
-    def __mul__(self, factor: float) -> Metric:
+    def __mul__(self, factor: Any) -> Metric:
         if not isinstance(factor, numbers.Real):
             return NotImplemented
-        factor = float(factor)
-        if not (factor > 0.0 and math.isfinite(factor)):
-            raise ValueError(f"expected a positive finite factor, got {factor}: a metric is positive definite")
-        return self._scaled(factor)
+        value = float(factor)
+        if not (value > 0.0 and math.isfinite(value)):
+            raise ValueError(f"expected a positive finite factor, got {value}: a metric is positive definite")
+        return self._scaled(value)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> Metric:
+    def __truediv__(self, divisor: Any) -> Metric:
         if not isinstance(divisor, numbers.Real):
             return NotImplemented
         if not float(divisor) > 0.0:
@@ -365,8 +370,8 @@ class Metric(ABC):
         check_dense_size(self.size, max_size, "eigvalsh")
         spectrum = self.spectrum()
         if spectrum.relative:
-            return np.linalg.eigvalsh(self._dense())
-        return np.repeat(spectrum.values, spectrum.multiplicities)
+            return np.asarray(np.linalg.eigvalsh(self._dense()), dtype=np.float64)
+        return np.repeat(np.array(spectrum.values), spectrum.multiplicities)
 
     def eigh(self, k: int | None = None, max_size: int = MAX_SIZE) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Eigenvalues with orthonormal eigenvectors.

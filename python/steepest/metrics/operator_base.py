@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -42,6 +43,43 @@ class BaseOperator:
         self.given = base
         self._operator: LinearOperator = base.to_scipy() if isinstance(base, Metric) else aslinearoperator(base)
         self._solve = solve if solve is not None else getattr(base, "solve", None)
+        self._inverted = False
+
+    def inverted(self) -> BaseOperator:
+        """The operator B^-1: product and solution exchanged.
+
+        Returns
+        -------
+        BaseOperator
+            Shares everything with this one.
+        """
+        other = copy.copy(self)
+        other._inverted = not self._inverted
+        return other
+
+    def logdet(self) -> float | None:
+        """Logarithm of the determinant where the given operator has such a method.
+
+        Returns
+        -------
+        float or None
+            None if it has none.
+        """
+        method = getattr(self.given, "logdet", None)
+        if method is None:
+            return None
+        return -float(method()) if self._inverted else float(method())
+
+    def trace(self) -> float | None:
+        """Trace where the given operator has such a method.
+
+        Returns
+        -------
+        float or None
+            None if it has none.
+        """
+        method = getattr(self.given, "trace", None)
+        return None if method is None or self._inverted else float(method())
 
     def product(self, x: Vector) -> Vector:
         """B x.
@@ -56,7 +94,7 @@ class BaseOperator:
         ndarray
             Of the shape of `x`.
         """
-        return np.asarray(self._operator @ x, dtype=np.float64)
+        return self._given_solution(x) if self._inverted else self._given_product(x)
 
     def solution(self, b: Vector) -> Vector:
         """B^-1 b.
@@ -76,10 +114,16 @@ class BaseOperator:
         ValueError
             Conjugate gradients did not converge: the base is ill-conditioned or not positive definite.
         """
+        return self._given_product(b) if self._inverted else self._given_solution(b)
+
+    def _given_product(self, x: Vector) -> Vector:
+        return np.asarray(self._operator @ x, dtype=np.float64)
+
+    def _given_solution(self, b: Vector) -> Vector:
         if self._solve is not None:
             return np.asarray(self._solve(b), dtype=np.float64)
         if b.ndim == 2:
-            return np.stack([self.solution(column) for column in b.T], axis=1)
+            return np.stack([self._given_solution(column) for column in b.T], axis=1)
         x, failed = cg(self._operator, b, rtol=1e-12, maxiter=10 * self._operator.shape[0])
         if failed:
             raise ValueError(
@@ -225,20 +269,20 @@ class OperatorBaseMetric(Metric):
         return self._as_dense("the spectrum").spectrum()
 
     def logdet(self) -> float:
-        base = getattr(self._base.given, "logdet", None)
+        base = self._base.logdet()
         if base is None:
             return self._as_dense("the determinant").logdet()
         # log det M = log det B + log[(y.g)/(g.B g)]
-        own = base() + math.log(float(self._y @ self._g)) - math.log(float(self._g @ self._image))
+        own = base + math.log(float(self._y @ self._g)) - math.log(float(self._g @ self._image))
         return (-own if self._inverse else own) + self.size * math.log(self._factor)
 
     def trace(self) -> float:
-        base = getattr(self._base.given, "trace", None)
+        base = self._base.trace()
         if base is None or self._inverse:
             return self._as_dense("the trace").trace()
         change = float(self._y @ self._y) / float(self._y @ self._g)
         change -= float(self._image @ self._image) / float(self._g @ self._image)
-        return self._factor * (float(base()) + change)
+        return self._factor * (base + change)
 
     def _diagonal(self) -> list[NDArray[np.float64]]:
         return self._as_dense("the diagonal")._diagonal()
