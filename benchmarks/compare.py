@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from benchmarks import ours, peers, problems
 from benchmarks.ceiling import ceiling
 from benchmarks.peers import NotApplicable
 from benchmarks.problems import Problem
 from benchmarks.timing import Call, interleaved
-
-from benchmarks import ours, peers, problems
 
 PEERS = peers.available()
 HEAD = ["operation", "columns", "n", "dtype", "threads", "steepest", "kernel"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 import steepest
 from steepest import _core
 
@@ -33,22 +34,26 @@ class Public:
     name = "steepest"
 
     def align(self, p: Problem) -> Call:
-        return lambda: steepest.align(p.grad, p.update)
+        grad, update = p.grad, p.update
+        return lambda: steepest.align(grad, update)
 
     def metric(self, p: Problem) -> Call:
-        return lambda: steepest.metric(p.grad, p.update)
+        grad, update = p.grad, p.update
+        return lambda: steepest.metric(grad, update)
 
     def apply(self, p: Problem) -> Call:
         m = steepest.metric(p.grad, p.update)
-        return lambda: m @ p.x
+        x = p.x
+        return lambda: m @ x
 
     def solve(self, p: Problem) -> Call:
         m = steepest.metric(p.grad, p.update)
-        return lambda: m.solve(p.x)
+        x = p.x
+        return lambda: m.solve(x)
 
     def assemble(self, p: Problem) -> Call:
         m = steepest.metric(p.grad, p.update)
-        return lambda: m.to_dense()
+        return m.to_dense  # type: ignore[no-any-return]
 
 
 class Kernel:

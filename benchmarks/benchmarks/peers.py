@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,12 +28,17 @@ class NotApplicable(Exception):
     """The peer has no way to do this."""
 
 
-def _wide(x: Array) -> Array:
-    return x.astype(np.float32) if x.dtype.name == "bfloat16" else x
+def _on(arrays: tuple[Array, ...], formula: Callable[..., Any]) -> Call:
+    """The formula on the arrays; bfloat16 is widened before and rounded after, at every call."""
+    like = arrays[0].dtype
+    if like.name != "bfloat16":
+        return lambda: formula(*arrays)
 
+    def call() -> Any:
+        result = formula(*(x.astype(np.float32) for x in arrays))
+        return result.astype(like) if isinstance(result, np.ndarray) else result
 
-def _back(result: Array, like: Array) -> Array:
-    return result.astype(like.dtype) if like.dtype.name == "bfloat16" else result
+    return call
 
 
 class NumPy:
@@ -42,75 +48,62 @@ class NumPy:
     missing: str | None = None
 
     def gram(self, p: Problem) -> Call:
-        def call() -> tuple[Any, ...]:
-            y, g = _wide(p.grad), _wide(p.update)
-            return y @ y, y @ g, g @ g
-
-        return call
+        return _on((p.grad, p.update), lambda y, g: (y @ y, y @ g, g @ g))
 
     def metric(self, p: Problem) -> Call:
-        def call() -> tuple[float, float]:
-            y, g = -_wide(p.grad), _wide(p.update)
+        def formula(grad: Array, g: Array) -> tuple[float, float]:
+            y = -grad
             yy, yg, gg = y @ y, y @ g, g @ g
             cosine = yg / np.sqrt(yy * gg)
             return yy / yg, ((1.0 + np.sqrt(1.0 - cosine**2)) / cosine) ** 2
 
-        return call
+        return _on((p.grad, p.update), formula)
 
     align = metric
 
     def apply(self, p: Problem) -> Call:
         yg, gg, alpha = p.scalars
 
-        def one() -> Array:
-            y, g, x = _wide(p.grad), _wide(p.update), _wide(p.x)
-            return _back(y * (y @ x / yg) + alpha * (x - g * (g @ x / gg)), p.x)
+        def one(y: Array, g: Array, x: Array) -> Array:
+            return y * (y @ x / yg) + alpha * (x - g * (g @ x / gg))
 
-        def several() -> Array:
-            y, g, x = _wide(p.grad), _wide(p.update), _wide(p.x)
-            return _back(np.outer(y, y @ x / yg) + alpha * (x - np.outer(g, g @ x / gg)), p.x)
+        def several(y: Array, g: Array, x: Array) -> Array:
+            return np.outer(y, y @ x / yg) + alpha * (x - np.outer(g, g @ x / gg))
 
-        return one if p.columns == 1 else several
+        return _on((p.grad, p.update, p.x), one if p.columns == 1 else several)
 
     def solve(self, p: Problem) -> Call:
         yg, _, alpha = p.scalars
         yy = alpha * yg
 
-        # The inverse of the condition-optimal member: 1/alpha off y, and the secant part along g.
-        def one() -> Array:
-            y, g, x = _wide(p.grad), _wide(p.update), _wide(p.x)
-            gx, yx = g @ x, y @ x
-            along = (1.0 + yy / (alpha * yg)) * gx / yg + yx / (alpha * yg)
-            return _back(x / alpha + g * along + y * (gx / (alpha * yg)), p.x)
+        # The inverse of the condition-optimal member: 1/alpha off y, and the secant part along g. `grad` is -y.
+        def formula(grad: Array, g: Array, x: Array) -> Array:
+            gx, yx = g @ x, -(grad @ x)
+            along = (1.0 + yy / (alpha * yg)) * gx / yg - yx / (alpha * yg)
+            return x / alpha + g * along + grad * (gx / (alpha * yg))
 
         if p.columns > 1:
             raise NotApplicable
-        return one
+        return _on((p.grad, p.update, p.x), formula)
 
     def project(self, p: Problem) -> Call:
-        def call() -> Array:
-            g, x = _wide(p.update), _wide(p.x)
-            return _back(x - g * (g @ x / (g @ g)), p.x)
-
-        return call
+        return _on((p.update, p.x), lambda g, x: x - g * (g @ x / (g @ g)))
 
     def project2(self, p: Problem) -> Call:
-        def call() -> Array:
-            y, g, x = _wide(p.grad), _wide(p.update), _wide(p.x)
+        def formula(y: Array, g: Array, x: Array) -> Array:
             yg = y @ g
             a, b = np.linalg.solve([[y @ y, yg], [yg, g @ g]], [y @ x, g @ x])
-            return _back(x - float(a) * y - float(b) * g, p.x)
+            return x - float(a) * y - float(b) * g
 
-        return call
+        return _on((p.grad, p.update, p.x), formula)
 
     def assemble(self, p: Problem) -> Call:
         yg, gg, alpha = p.scalars
 
-        def call() -> Array:
-            y, g = _wide(p.grad), _wide(p.update)
+        def formula(y: Array, g: Array) -> Array:
             return np.outer(y, y) / yg + alpha * (np.eye(p.n, dtype=y.dtype) - np.outer(g, g) / gg)
 
-        return call
+        return _on((p.grad, p.update), formula)
 
 
 class Blas:

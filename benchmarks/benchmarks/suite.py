@@ -25,11 +25,11 @@ class Pair:
         self.numpy = getattr(peers.NumPy(), self.operation)(problem)
         self.ours()  # faults pages in, starts threads
 
-    def time_ours(self, *axes: Any) -> None:
+    def time_ours(self, *_axes: Any) -> None:
         """Seconds of a call."""
         self.ours()
 
-    def track_ratio(self, *axes: Any) -> float:
+    def track_ratio(self, *_axes: Any) -> float:
         """Median time over that of plain NumPy, taken in turn."""
         return ratio(self.ours, self.numpy)
 
