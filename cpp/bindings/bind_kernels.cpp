@@ -1,5 +1,5 @@
-// The kernels on long vectors. Every function has one shape: views of the arguments, checks, GIL released around one
-// call of the core. Views hold raw pointers; the arguments, alive in the caller, keep the memory.
+// The kernels on long vectors. Every function has one shape: references to the arrays of the arguments, views of them,
+// checks, GIL released around one call of the core.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -34,27 +34,48 @@ auto without_gil(Work work) {
     return work();
 }
 
+std::vector<Arrays> to_each_arrays(const py::list& vectors) {
+    std::vector<Arrays> arrays;
+    for (const py::handle& vector : py::tuple(vectors)) arrays.push_back(to_arrays(vector));
+    return arrays;
+}
+
+std::vector<Vector> to_each_vector(const std::vector<Arrays>& arrays) {
+    std::vector<Vector> views;
+    for (const Arrays& vector : arrays) views.push_back(to_vector(vector));
+    return views;
+}
+
+template <class T>
+std::vector<const T*> addresses(const std::vector<T>& values) {
+    std::vector<const T*> found;
+    for (const T& value : values) found.push_back(&value);
+    return found;
+}
+
 // An operator with the arrays that its views point into.
 class Operator {
 public:
-    Operator(py::list columns, const std::vector<int>& exponents, const std::vector<bool>& through_base,
-             const py::array_t<double>& core, int exponent, double scalar, const py::object& diagonal, bool inverse)
-        : columns_(std::move(columns)), diagonal_array_(diagonal) {
-        if (exponents.size() != columns_.size() || through_base.size() != columns_.size())
-            throw py::value_error("expected one exponent and one flag for each column");
-        for (const py::handle& column : columns_) vectors_.push_back(to_vector(column));
+    Operator(const py::list& columns, const std::vector<int>& exponents, const std::vector<bool>& through_base,
+             const py::array_t<double>& core, int exponent, double scalar, const py::object& diagonal, bool inverse) {
+        if (exponents.size() != columns.size() || through_base.size() != columns.size())
+            throw py::value_error("expected one exponent and one flag for each of the " +
+                                  std::to_string(columns.size()) + " columns, got " +
+                                  std::to_string(exponents.size()) + " and " + std::to_string(through_base.size()));
+        arrays_ = to_each_arrays(columns);
+        vectors_ = to_each_vector(arrays_);
         for (std::size_t j = 0; j < vectors_.size(); ++j)
             operator_.columns.push_back({&vectors_[j], exponents[j], through_base[j]});
-        operator_.core = columns_.size() == 0 ? SmallMatrix(0, 0) : to_small_matrix(core);
+        operator_.core = to_small_matrix(core);
         operator_.exponent = exponent;
         operator_.base.scalar = scalar;
         if (!diagonal.is_none()) {
-            diagonal_ = to_vector(diagonal);
+            arrays_.push_back(to_arrays(diagonal));
+            diagonal_ = to_vector(arrays_.back());
             operator_.base.kind = inverse ? BaseKind::inverse_diagonal : BaseKind::diagonal;
             operator_.base.diagonal = &diagonal_;
         }
-        std::vector<const Vector*> all;
-        for (const Vector& vector : vectors_) all.push_back(&vector);
+        std::vector<const Vector*> all = addresses(vectors_);
         if (!diagonal.is_none()) all.push_back(&diagonal_);
         if (!all.empty()) require_same_layout(all);
     }
@@ -62,26 +83,27 @@ public:
     Operator& operator=(const Operator&) = delete;
 
     void apply(const py::object& x, const py::object& out, const py::object& source, bool columns) const {
-        const py::object& from = source.is_none() ? x : source;
-        const std::vector<Vector> in = to_vectors(x, columns), base = to_vectors(from, columns),
-                                  target = to_vectors(out, columns, Access::write);
-        require_no_overlap(out, x, true);
-        require_no_overlap(out, from, true);
-        for (const py::handle& column : columns_) require_no_overlap(out, column, false);
-        if (!diagonal_array_.is_none()) require_no_overlap(out, diagonal_array_, false);
-        without_gil([&] { steepest::apply(operator_, in, base, target); });
+        const Arrays inputs = to_arrays(x), sources = source.is_none() ? inputs : to_arrays(source),
+                     outputs = to_arrays(out);
+        const std::vector<Vector> in = to_vectors(inputs, columns), target = to_vectors(outputs, columns, Access::write);
+        require_no_overlap(outputs, {&inputs, &sources}, addresses(arrays_));
+        if (source.is_none()) {
+            without_gil([&] { steepest::apply(operator_, in, in, target); });
+        } else {
+            const std::vector<Vector> base = to_vectors(sources, columns);
+            without_gil([&] { steepest::apply(operator_, in, base, target); });
+        }
     }
 
-    void assemble(const py::object& out) const {
-        const Vector target = to_vector(out, Access::write);
-        for (const py::handle& column : columns_) require_no_overlap(out, column, false);
-        if (!diagonal_array_.is_none()) require_no_overlap(out, diagonal_array_, false);
+    void assemble(const py::array& out) const {
+        const Arrays outputs = to_arrays(out);
+        const Vector target = to_vector(outputs, Access::write);
+        require_no_overlap(outputs, {}, addresses(arrays_));
         without_gil([&] { steepest::assemble(operator_, target.segments.at(0)); });
     }
 
 private:
-    py::list columns_;
-    py::object diagonal_array_;
+    std::vector<Arrays> arrays_;  // of the columns, then of the diagonal
     std::vector<Vector> vectors_;
     Vector diagonal_;
     LowRankOperator operator_;
@@ -90,13 +112,13 @@ private:
 // A Householder basis with the array that its views point into.
 class Complement {
 public:
-    explicit Complement(py::array g) : array_(std::move(g)), basis_(to_vector(array_)) {}
+    explicit Complement(const py::array& g) : arrays_{g}, basis_(to_vector(arrays_)) {}
 
     void apply(const py::object& z, const py::object& out, bool columns, bool transpose) const {
-        const std::vector<Vector> in = to_vectors(z, columns), target = to_vectors(out, columns, Access::write);
-        require_no_overlap(out, z, false);
-        require_no_overlap(out, array_, false);
-        const index_t n = array_.size(), n_in = transpose ? n : n - 1, n_out = transpose ? n - 1 : n;
+        const Arrays inputs = to_arrays(z), outputs = to_arrays(out);
+        const std::vector<Vector> in = to_vectors(inputs, columns), target = to_vectors(outputs, columns, Access::write);
+        require_no_overlap(outputs, {}, {&inputs, &arrays_});
+        const index_t n = arrays_[0].size(), n_in = transpose ? n : n - 1, n_out = transpose ? n - 1 : n;
         if (in.size() != target.size()) throw py::value_error("expected as many columns in out as in the input");
         for (const Vector& one : in) require_size(one, n_in);
         for (const Vector& one : target) require_size(one, n_out);
@@ -110,21 +132,9 @@ private:
                                   std::to_string(vector.size()));
     }
 
-    py::array array_;
+    Arrays arrays_;
     ComplementBasis basis_;
 };
-
-std::vector<Vector> to_each_vector(const py::list& vectors) {
-    std::vector<Vector> views;
-    for (const py::handle& vector : vectors) views.push_back(to_vector(vector));
-    return views;
-}
-
-std::vector<const Vector*> pointers(const std::vector<Vector>& vectors) {
-    std::vector<const Vector*> found;
-    for (const Vector& vector : vectors) found.push_back(&vector);
-    return found;
-}
 
 }  // namespace
 
@@ -153,16 +163,18 @@ void bind_kernels(py::module_& module) {
     module.def(
         "gram",
         [](const py::list& vectors, const std::string& precision) {
-            const std::vector<Vector> views = to_each_vector(vectors);
+            const std::vector<Arrays> arrays = to_each_arrays(vectors);
+            const std::vector<Vector> views = to_each_vector(arrays);
             const Precision wanted = to_precision(precision);
-            return without_gil([&] { return gram(pointers(views), wanted); });
+            return without_gil([&] { return gram(addresses(views), wanted); });
         },
         py::arg("vectors"), py::arg("precision") = "fast",
         "All inner products of long vectors in one pass, with error bounds (see gram.hpp).");
     module.def(
         "angle_gram",
         [](const py::object& y, const py::object& g, const py::object& base, double tolerance) {
-            const Vector a = to_vector(y), b = to_vector(g), d = base.is_none() ? Vector{} : to_vector(base);
+            const Arrays ys = to_arrays(y), gs = to_arrays(g), ds = base.is_none() ? Arrays{} : to_arrays(base);
+            const Vector a = to_vector(ys), b = to_vector(gs), d = to_vector(ds);
             const Vector* weights = base.is_none() ? nullptr : &d;
             return without_gil([&] { return angle_gram(a, b, weights, tolerance); });
         },
@@ -171,14 +183,15 @@ void bind_kernels(py::module_& module) {
     module.def(
         "first_not_positive",
         [](const py::object& d) {
-            const Vector view = to_vector(d);
+            const Arrays arrays = to_arrays(d);
+            const Vector view = to_vector(arrays);
             return without_gil([&] { return first_not_positive(view); });
         },
         py::arg("d"), "Flat index of the first element that is not positive and finite, or -1.");
 
     py::class_<Operator>(module, "Operator",
                          "2^exponent (base + W K W^T) on long vectors; holds the arrays of W and of the base.")
-        .def(py::init<py::list, const std::vector<int>&, const std::vector<bool>&, const py::array_t<double>&, int,
+        .def(py::init<const py::list&, const std::vector<int>&, const std::vector<bool>&, const py::array_t<double>&, int,
                       double, const py::object&, bool>(),
              py::arg("columns"), py::arg("exponents"), py::arg("through_base"), py::arg("core"),
              py::arg("exponent") = 0, py::arg("scalar") = 1.0, py::arg("diagonal") = py::none(),
@@ -190,10 +203,11 @@ void bind_kernels(py::module_& module) {
     module.def(
         "project",
         [](const py::list& vectors, const py::object& x, const py::object& out, bool onto, bool columns) {
-            const std::vector<Vector> views = to_each_vector(vectors), in = to_vectors(x, columns),
-                                      target = to_vectors(out, columns, Access::write);
-            require_no_overlap(out, x, true);
-            for (const py::handle& vector : vectors) require_no_overlap(out, vector, false);
+            const std::vector<Arrays> arrays = to_each_arrays(vectors);
+            const Arrays inputs = to_arrays(x), outputs = to_arrays(out);
+            const std::vector<Vector> views = to_each_vector(arrays), in = to_vectors(inputs, columns),
+                                      target = to_vectors(outputs, columns, Access::write);
+            require_no_overlap(outputs, {&inputs}, addresses(arrays));
             std::vector<Column> on;
             for (const Vector& view : views) on.push_back({&view, 0, false});
             without_gil([&] { project(on, onto ? Projection::onto : Projection::off, in, target); });
@@ -202,7 +216,7 @@ void bind_kernels(py::module_& module) {
         "Projection of x onto (or off) the span of the vectors.");
 
     py::class_<Complement>(module, "Complement", "An orthonormal basis of g-perp as a Householder reflector.")
-        .def(py::init<py::array>(), py::arg("g"))
+        .def(py::init<const py::array&>(), py::arg("g"))
         .def("apply", &Complement::apply, py::arg("z"), py::arg("out"), py::arg("columns") = false,
              py::arg("transpose") = false);
 }

@@ -1,5 +1,7 @@
 #include "numpy_bridge.hpp"
 
+#include <algorithm>
+#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -30,14 +32,6 @@ py::array as_array(const py::handle& object) {
     return py::reinterpret_borrow<py::array>(object);
 }
 
-std::vector<py::array> as_arrays(const py::handle& arrays) {
-    if (py::isinstance<py::array>(arrays)) return {as_array(arrays)};
-    if (!py::isinstance<py::list>(arrays) && !py::isinstance<py::tuple>(arrays)) return {as_array(arrays)};
-    std::vector<py::array> found;
-    for (const py::handle& item : py::reinterpret_borrow<py::sequence>(arrays)) found.push_back(as_array(item));
-    return found;
-}
-
 char* data_of(const py::array& array, Access access) {
     if (access == Access::read) return static_cast<char*>(const_cast<void*>(array.data()));
     if (!array.writeable()) throw py::value_error("expected a writable out, got a read-only array");
@@ -56,18 +50,25 @@ Segment to_segment(const py::array& array, char* data, py::ssize_t ndim) {
 
 }  // namespace
 
-Vector to_vector(const py::handle& arrays, Access access) {
+Arrays to_arrays(const py::handle& object) {
+    if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object)) return {as_array(object)};
+    Arrays arrays;
+    for (const py::handle& item : py::tuple(py::reinterpret_borrow<py::object>(object))) arrays.push_back(as_array(item));
+    return arrays;
+}
+
+Vector to_vector(const Arrays& arrays, Access access) {
     Vector vector;
-    for (const py::array& array : as_arrays(arrays))
+    for (const py::array& array : arrays)
         vector.segments.push_back(to_segment(array, data_of(array, access), array.ndim()));
     return vector;
 }
 
-std::vector<Vector> to_vectors(const py::handle& arrays, bool columns, Access access) {
+std::vector<Vector> to_vectors(const Arrays& arrays, bool columns, Access access) {
     if (!columns) return {to_vector(arrays, access)};
     std::vector<Vector> vectors;
     bool first = true;
-    for (const py::array& array : as_arrays(arrays)) {
+    for (const py::array& array : arrays) {
         if (array.ndim() < 1) throw py::value_error("expected an array with a last axis of right-hand sides, got a scalar");
         const py::ssize_t last = array.ndim() - 1;
         if (first) vectors.resize(static_cast<std::size_t>(array.shape(last)));
@@ -83,19 +84,58 @@ std::vector<Vector> to_vectors(const py::handle& arrays, bool columns, Access ac
     return vectors;
 }
 
-void require_no_overlap(const py::handle& out, const py::handle& inputs, bool allow_same) {
-    for (const py::array& to : as_arrays(out)) {
-        const Segment target = to_segment(to, static_cast<char*>(const_cast<void*>(to.data())), to.ndim());
-        for (const py::array& from : as_arrays(inputs)) {
-            const Segment source = to_segment(from, static_cast<char*>(const_cast<void*>(from.data())), from.ndim());
-            if (target.lowest() >= source.highest() || source.lowest() >= target.highest()) continue;
-            const bool same = target.data() == source.data() && target.dtype() == source.dtype() &&
-                              target.shape() == source.shape() && target.strides() == source.strides();
-            if (same && allow_same) continue;
-            // Views may interleave without sharing an element: NumPy decides exactly.
-            if (same || py::module_::import("numpy").attr("shares_memory")(to, from).cast<bool>())
-                throw py::value_error("expected an out that shares no memory with the inputs, got one that overlaps");
-        }
+namespace {
+
+// An array of an argument with the bytes that it touches.
+struct Extent {
+    const py::array* array;
+    Segment view;
+    std::size_t position;  // in its argument
+    enum class Role { out, in_place, apart } role;
+};
+
+void add_extents(const Arrays& arrays, Extent::Role role, std::vector<Extent>& extents) {
+    for (std::size_t position = 0; position < arrays.size(); ++position) {
+        const py::array& array = arrays[position];
+        char* data = static_cast<char*>(const_cast<void*>(array.data()));
+        if (array.size() > 0) extents.push_back({&array, to_segment(array, data, array.ndim()), position, role});
+    }
+}
+
+bool same_view(const Segment& a, const Segment& b) {
+    return a.data() == b.data() && a.dtype() == b.dtype() && a.shape() == b.shape() && a.strides() == b.strides();
+}
+
+void require_apart(const Extent& a, const Extent& b) {
+    const bool out_a = a.role == Extent::Role::out, out_b = b.role == Extent::Role::out;
+    if ((!out_a && !out_b) || a.view.highest() <= b.view.lowest() || b.view.highest() <= a.view.lowest()) return;
+    const bool same = same_view(a.view, b.view);
+    const bool in_place = a.role == Extent::Role::in_place || b.role == Extent::Role::in_place;
+    if (same && in_place && a.position == b.position) return;
+    // Views may interleave without sharing an element: NumPy decides exactly.
+    if (!same && !py::module_::import("numpy").attr("shares_memory")(*a.array, *b.array).cast<bool>()) return;
+    if (out_a && out_b) throw py::value_error("expected the arrays of out to be apart, got two that overlap");
+    throw py::value_error("expected an out that shares no memory with the inputs, got one that overlaps");
+}
+
+}  // namespace
+
+void require_no_overlap(const Arrays& out, const std::vector<const Arrays*>& in_place,
+                        const std::vector<const Arrays*>& apart) {
+    std::vector<Extent> extents;
+    add_extents(out, Extent::Role::out, extents);
+    for (const Arrays* arrays : in_place) add_extents(*arrays, Extent::Role::in_place, extents);
+    for (const Arrays* arrays : apart) add_extents(*arrays, Extent::Role::apart, extents);
+    // From low to high addresses, each against those that begin before it and have not ended.
+    std::sort(extents.begin(), extents.end(),
+              [](const Extent& a, const Extent& b) { return std::less<>()(a.view.lowest(), b.view.lowest()); });
+    std::vector<const Extent*> open;
+    for (const Extent& one : extents) {
+        open.erase(std::remove_if(open.begin(), open.end(),
+                                  [&](const Extent* other) { return other->view.highest() <= one.view.lowest(); }),
+                   open.end());
+        for (const Extent* other : open) require_apart(*other, one);
+        open.push_back(&one);
     }
 }
 

@@ -15,15 +15,22 @@ namespace py = pybind11;
 
 enum class Access { read, write };
 
-// One long vector: an array, or a list or tuple of arrays, of dtype float64, float32, float16, or uint16 for the bits of
-// bfloat16. Nothing is converted or copied: TypeError for any other dtype, ValueError for a read-only array to write.
-Vector to_vector(const py::handle& arrays, Access access = Access::read);
+// The arrays of an argument that is an array, or a list or tuple of arrays. Views hold raw pointers: whoever makes views
+// keeps these references as long, because a list may be changed meanwhile.
+using Arrays = std::vector<py::array>;
+Arrays to_arrays(const py::handle& object);
+
+// One long vector, of dtype float64, float32, float16, or uint16 for the bits of bfloat16. Nothing is converted or
+// copied: TypeError for any other dtype, ValueError for a read-only array to write.
+Vector to_vector(const Arrays& arrays, Access access = Access::read);
 
 // Right-hand sides: one vector, or, with `columns`, one for each index of the last axis of every array.
-std::vector<Vector> to_vectors(const py::handle& arrays, bool columns, Access access = Access::read);
+std::vector<Vector> to_vectors(const Arrays& arrays, bool columns, Access access = Access::read);
 
-// ValueError if an array of `out` shares memory with one of `inputs`; with `allow_same`, the same view is fine.
-void require_no_overlap(const py::handle& out, const py::handle& inputs, bool allow_same);
+// ValueError if an array of `out` shares memory with another of `out`, with one of `apart`, or with one of `in_place`
+// other than the same view at the same position.
+void require_no_overlap(const Arrays& out, const std::vector<const Arrays*>& in_place,
+                        const std::vector<const Arrays*>& apart);
 
 SmallMatrix to_small_matrix(const py::array_t<double>& array);
 SmallMatrixDD to_small_matrix(const py::array_t<double>& high, const py::array_t<double>& low);

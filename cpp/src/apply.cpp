@@ -15,6 +15,7 @@ namespace {
 
 constexpr int safe_exponent = 300;                      // |exponent| up to which numbers are used unscaled
 constexpr double least_dot = 2.4099198651028841e-181;   // 2^-600: below it, underflow may have cost digits
+constexpr double greatest_dot = 4.149515568880993e+180;  // 2^600: above it, the elements may be near overflow
 
 bool safe(int exponent) { return std::abs(exponent) <= safe_exponent; }
 
@@ -27,6 +28,23 @@ void check(const Base& base, const std::vector<Column>& columns, const std::vect
         all.push_back(base.diagonal);
     }
     if (!all.empty()) require_same_layout(all);
+    for (const Column& column : columns)
+        if (column.exponent > greatest_exponent || column.exponent < -greatest_exponent)
+            throw std::invalid_argument("expected column exponents of at most " + std::to_string(greatest_exponent) +
+                                        " in size, got " + std::to_string(column.exponent));
+}
+
+void require_same_layout(const std::vector<Vector>& x, const std::vector<Vector>& y) {
+    if (x.size() != y.size())
+        throw std::invalid_argument("expected " + std::to_string(x.size()) + " right-hand sides, got " +
+                                    std::to_string(y.size()));
+    for (std::size_t r = 0; r < x.size(); ++r) steepest::require_same_layout({&x[r], &y[r]});
+}
+
+// values *= 2^power, in two steps: the power alone may be out of range where the product with it is not.
+void scale_by_power(int power, double* values, index_t count) {
+    for (const int half : {power / 2, power - power / 2})
+        hot_loops().scale(std::ldexp(1.0, std::min(1023, std::max(-1022, half))), values, count, values);
 }
 
 // The typed loops take a few plain columns of one element type with their right-hand side, contiguous, over a scalar
@@ -111,7 +129,7 @@ private:
 
 // W^T X of the raw columns, or of columns and right-hand sides scaled by their powers of two.
 SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, const std::vector<Vector>& x,
-                       const std::vector<int>* x_exponents) {
+                       const std::vector<int>* x_exponents, bool twofold) {
     const auto k = static_cast<index_t>(columns.size()), m = static_cast<index_t>(x.size());
     SmallMatrixDD sums = SmallMatrixDD::Zero(k, m);
     if (k == 0 || m == 0) return sums;
@@ -123,7 +141,7 @@ SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, con
         const Block block = partition[task];
         double* block_sums = partial.data() + task * m * k * 2;
         const bool scaled = x_exponents != nullptr;
-        bool typed = !scaled;
+        bool typed = !scaled && !twofold;
         for (index_t r = 0; r < m && typed; ++r)
             typed = direct(base, columns, max_dots, x[r].segments[block.segment], block.segment);
         if (typed) {
@@ -136,7 +154,7 @@ SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, con
             }
             return;
         }
-        const bool rows = !scaled && side_by_side(x, block.segment);
+        const bool rows = !scaled && !twofold && side_by_side(x, block.segment);
         std::vector<double> row_sums(rows ? static_cast<std::size_t>(2 * k * m) : 0, 0.0);
         ColumnTiles tiles(base, columns, x_exponents != nullptr);
         auto buffer = std::make_unique<TileBuffer>();
@@ -184,17 +202,20 @@ SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, con
     return sums;
 }
 
-bool in_range(const DoubleDouble& dot) { return std::isfinite(dot.hi) && std::fabs(dot.hi) >= least_dot; }
+bool in_range(const DoubleDouble& dot) {
+    const double size = std::fabs(dot.hi);
+    return size >= least_dot && size <= greatest_dot;  // false for NaN
+}
 
 }  // namespace
 
-Dots dots(const Base& base, const std::vector<Column>& columns, const std::vector<Vector>& x) {
+Dots dots(const Base& base, const std::vector<Column>& columns, const std::vector<Vector>& x, bool twofold) {
     check(base, columns, x);
     const std::size_t m = x.size();
     Dots result{{}, std::vector<int>(m, 0)};
     const bool plain = std::all_of(columns.begin(), columns.end(), [](const Column& c) { return safe(c.exponent); });
     if (plain) {
-        result.values = raw_dots(base, columns, x, nullptr);
+        result.values = raw_dots(base, columns, x, nullptr, twofold);
         for (Eigen::Index j = 0; j < result.values.rows(); ++j)
             for (Eigen::Index r = 0; r < result.values.cols(); ++r)
                 result.values(j, r) = ldexp(result.values(j, r), -columns[static_cast<std::size_t>(j)].exponent);
@@ -213,7 +234,7 @@ Dots dots(const Base& base, const std::vector<Column>& columns, const std::vecto
         result.exponents[r] = std::max(exponent, -1022);
         repeat = true;
     }
-    if (repeat) result.values = raw_dots(base, columns, x, &result.exponents);
+    if (repeat) result.values = raw_dots(base, columns, x, &result.exponents, twofold);
     return result;
 }
 
@@ -222,7 +243,7 @@ void combine(const Base& base, double factor, const std::vector<Column>& columns
              const std::vector<Vector>& out) {
     check(base, columns, x);
     check(base, columns, out);
-    if (x.size() != out.size()) throw std::invalid_argument("out has another number of columns than x");
+    require_same_layout(x, out);
     const auto k = static_cast<index_t>(columns.size()), m = static_cast<index_t>(x.size());
     if (m == 0) return;
     const Partition partition(x[0]);
@@ -281,17 +302,48 @@ void combine(const Base& base, double factor, const std::vector<Column>& columns
             }
             for (index_t r = 0; r < m; ++r) {
                 const double x_factor = scaled ? std::ldexp(1.0, -x_exponents[r]) : 1.0;
-                tiles.base_times(read_tile(x[r].segments[block.segment], begin, count, *input, x_factor), count,
-                                 values);
-                if (base_factor != 1.0) loops.scale(base_factor, values, count, values);
-                for (index_t j = 0; j < k; ++j) loops.add_scaled(weights(j, r), tiles[j], count, values);
-                if (scaled) {
-                    // In two steps: the power alone may be out of range where the product with it is not.
-                    const int power = exponent + x_exponents[r];
-                    loops.scale(std::ldexp(1.0, power / 2), values, count, values);
-                    loops.scale(std::ldexp(1.0, power - power / 2), values, count, values);
+                const double* from = read_tile(x[r].segments[block.segment], begin, count, *input, x_factor);
+                if (base.kind == BaseKind::scalar) {
+                    loops.scale(base_factor * base.scalar, from, count, values);
+                } else {
+                    tiles.base_times(from, count, values);
+                    if (base_factor != 1.0) loops.scale(base_factor, values, count, values);
                 }
+                for (index_t j = 0; j < k; ++j) loops.add_scaled(weights(j, r), tiles[j], count, values);
+                if (scaled) scale_by_power(exponent + x_exponents[r], values, count);
                 write_tile(out[r].segments[block.segment], begin, count, values, *result);
+            }
+        });
+    });
+}
+
+void combine_twofold(double factor, const std::vector<Column>& columns, const SmallMatrixDD& coefficients,
+                     const std::vector<int>& x_exponents, const std::vector<Vector>& x,
+                     const std::vector<Vector>& out) {
+    const Base identity;
+    check(identity, columns, x);
+    require_same_layout(x, out);
+    const auto k = static_cast<index_t>(columns.size()), m = static_cast<index_t>(x.size());
+    if (m == 0) return;
+    const Partition partition(x[0]);
+    const HotLoops& loops = hot_loops();
+
+    parallel_for(partition.size(), [&](index_t task) {
+        const Block block = partition[task];
+        ColumnTiles tiles(identity, columns, true);
+        const std::unique_ptr<TileBuffer> input(new TileBuffer), high(new TileBuffer), low(new TileBuffer);
+        double *hi = high->widened.data(), *lo = low->widened.data();
+        for_each_tile(block, [&](index_t begin, index_t count) {
+            tiles.read(block.segment, begin, count);
+            for (index_t r = 0; r < m; ++r) {
+                const double x_factor = std::ldexp(1.0, -x_exponents[r]);
+                loops.scale(factor, read_tile(x[r].segments[block.segment], begin, count, *input, x_factor), count, hi);
+                std::fill(lo, lo + count, 0.0);
+                for (index_t j = 0; j < k; ++j)
+                    loops.add_scaled_twofold(coefficients(j, r).hi, coefficients(j, r).lo, tiles[j], count, hi, lo);
+                loops.add_scaled(1.0, lo, count, hi);
+                if (x_exponents[r] != 0) scale_by_power(x_exponents[r], hi, count);
+                write_tile(out[r].segments[block.segment], begin, count, hi, *high);
             }
         });
     });
@@ -305,7 +357,11 @@ void apply(const LowRankOperator& a, const std::vector<Vector>& x, const std::ve
                                     std::to_string(a.core.rows()) + " x " + std::to_string(a.core.cols()));
     if (a.exponent != 0 && a.base.kind != BaseKind::scalar)
         throw std::invalid_argument("a diagonal base takes no exponent");
-    const Dots products = dots(a.base, a.columns, x);
+    if (a.exponent > greatest_exponent || a.exponent < -greatest_exponent)
+        throw std::invalid_argument("expected an exponent of at most " + std::to_string(greatest_exponent) +
+                                    " in size, got " + std::to_string(a.exponent));
+    require_same_layout(x, source);
+    Dots products = dots(a.base, a.columns, x);
     SmallMatrix coefficients(k, static_cast<Eigen::Index>(x.size()));
     for (Eigen::Index r = 0; r < coefficients.cols(); ++r)
         for (Eigen::Index i = 0; i < k; ++i) {
@@ -313,6 +369,18 @@ void apply(const LowRankOperator& a, const std::vector<Vector>& x, const std::ve
             for (Eigen::Index j = 0; j < k; ++j) sum += DoubleDouble(a.core(i, j)) * products.values(j, r);
             coefficients(i, r) = static_cast<double>(sum);
         }
+    // The powers of two come from x; a source that is greater than x takes its own.
+    for (std::size_t r = 0; r < x.size() && &source != &x; ++r) {
+        int& power = products.exponents[r];
+        const double largest = power < 0 ? max_abs(source[r]) : 0.0;
+        if (!(largest > 0.0)) continue;
+        int exponent;
+        (void)std::frexp(largest, &exponent);
+        if (exponent <= power) continue;
+        const auto column = static_cast<Eigen::Index>(r);
+        for (Eigen::Index i = 0; i < k; ++i) coefficients(i, column) = std::ldexp(coefficients(i, column), power - exponent);
+        power = exponent;
+    }
     combine(a.base, 1.0, a.columns, coefficients, products.exponents, a.exponent, source, out);
 }
 

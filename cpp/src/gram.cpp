@@ -28,6 +28,7 @@ constexpr double fast_bound = 60 * unit_roundoff;
 // exact, and its rounding to hi + lo costs 2^-105 of the result.
 constexpr double cascaded_bound = 1.1754943508222875e-38;  // 2^-126
 constexpr double rounding_bound = 2.465190328815662e-32;   // 2^-105
+constexpr double least_normal_bound = 1.6033346880071782e-291;  // 2^-966: below it, lo may underflow
 
 // The same with products x y d or x y / d in double-double: each is right to 16 u^2.
 constexpr double weighted_bound = 16 * unit_roundoff * unit_roundoff;
@@ -245,9 +246,13 @@ Gram exact_gram(const std::vector<Scaled>& vectors) {
             int exponent;
             const DoubleDouble mantissa = sums.pairs[pair].rounded(exponent);
             DoubleDouble value = ldexp(mantissa, exponent - result.exponents[i] - result.exponents[j]);
-            // An inner product below the least positive double keeps its sign.
-            if (value.hi == 0.0 && mantissa.hi != 0.0) value = std::copysign(std::ldexp(1.0, -1074), mantissa.hi);
-            set_entry(result, i, j, value, std::fabs(value.hi) * rounding_bound);
+            // An inner product below the least positive double keeps its sign; that number stands for it without a
+            // bound. Above it, underflow of hi or lo costs at most the least positive double.
+            const double least = std::numeric_limits<double>::denorm_min(), size = std::fabs(value.hi);
+            if (value.hi == 0.0 && mantissa.hi != 0.0) value = std::copysign(least, mantissa.hi);
+            double bound = size * rounding_bound;
+            if (size > least && size < least_normal_bound) bound += least;
+            set_entry(result, i, j, value, bound);
         }
     return result;
 }
@@ -284,7 +289,10 @@ Gram weighted_gram(const Vector& y, const Vector& g, const Vector& d, Precision 
     const Gram plain = gram({&y, &g}, precision == Precision::exact ? precision : Precision::fast);
     if (!plain.finite) return plain;
     const double largest[3] = {max_abs(y), max_abs(g), max_abs(d)};
-    if (std::isnan(largest[2])) throw std::invalid_argument("the diagonal base holds NaN or Inf");
+    const index_t wrong = first_not_positive(d);
+    if (wrong >= 0)
+        throw std::invalid_argument("expected a positive, finite diagonal base, got another value at element " +
+                                    std::to_string(wrong));
     // Dividing d by 2^(2 shift) moves y^T D^-1 y and g^T D g by opposite powers, and its square root stays exact.
     const int shift = exponent_of(largest[2]) / 2;
     const std::vector<Scaled> scaled = {{&y, exponent_of(largest[0])}, {&g, exponent_of(largest[1])}, {&d, 2 * shift}};

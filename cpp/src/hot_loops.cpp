@@ -140,7 +140,7 @@ STEEPEST_INLINE void sum_lanes_twofold(const Lanes& hi, const Lanes& lo, double*
     hi_lo[1] = rest;
 }
 
-// Inner products of one or two columns with x, each as hi + lo. Two bodies, because the accumulators have to stay in
+// Inner products of one to three columns with x, each as hi + lo. Bodies apart, because the accumulators have to stay in
 // registers, and an array of them does not.
 template <class T>
 void dots_1(const void* const* w, const void* x, int64_t n, double* hi_lo) {
@@ -173,6 +173,27 @@ void dots_2(const void* const* w, const void* x, int64_t n, double* hi_lo) {
         [] {});
     sum_lanes_twofold(hi0, lo0, hi_lo);
     sum_lanes_twofold(hi1, lo1, hi_lo + 2);
+}
+
+template <class T>
+void dots_3(const void* const* w, const void* x, int64_t n, double* hi_lo) {
+    Lanes hi0 = zero_lanes(), lo0 = hi0, hi1 = hi0, lo1 = hi0, hi2 = hi0, lo2 = hi0;
+    const char* const arrays[4] = {static_cast<const char*>(w[0]), static_cast<const char*>(w[1]),
+                                   static_cast<const char*>(w[2]), static_cast<const char*>(x)};
+    for_each_step<T>(
+        arrays, n,
+        [&](const char* const* at) {
+            for (int v = 0; v < n_vectors; ++v) {
+                const vdouble c = load<T>(at[3], v);
+                accumulate_twofold<T>(load<T>(at[0], v), c, hi0.part[v], lo0.part[v]);
+                accumulate_twofold<T>(load<T>(at[1], v), c, hi1.part[v], lo1.part[v]);
+                accumulate_twofold<T>(load<T>(at[2], v), c, hi2.part[v], lo2.part[v]);
+            }
+        },
+        [] {});
+    sum_lanes_twofold(hi0, lo0, hi_lo);
+    sum_lanes_twofold(hi1, lo1, hi_lo + 2);
+    sum_lanes_twofold(hi2, lo2, hi_lo + 4);
 }
 
 // Coefficients that float32 holds with full relative precision, products with its numbers included.
@@ -503,6 +524,31 @@ void add_scaled(double factor, const double* x, int64_t n, double* out) {
     }
 }
 
+void add_scaled_twofold(double factor, double factor_low, const double* x, int64_t n, double* hi, double* lo) {
+    const vdouble f = broadcast(factor), g = broadcast(factor_low);
+    const auto step = [&](const double* ax, double* ah, double* al) {
+        const vdouble value = Float64::load(chars(ax));
+        vdouble p, e, s, t;
+        two_product(f, value, p, e);
+        two_sum(Float64::load(chars(ah)), p, s, t);
+        e = multiply_add(g, value, e);
+        Float64::store(s, reinterpret_cast<char*>(ah));
+        Float64::store(Float64::load(chars(al)) + (t + e), reinterpret_cast<char*>(al));
+    };
+    int64_t i = 0;
+    for (; i + width <= n; i += width) step(x + i, hi + i, lo + i);
+    if (i < n) {
+        double tail[3][width] = {};
+        const std::size_t left = static_cast<std::size_t>(n - i) * sizeof(double);
+        std::memcpy(tail[0], x + i, left);
+        std::memcpy(tail[1], hi + i, left);
+        std::memcpy(tail[2], lo + i, left);
+        step(tail[0], tail[1], tail[2]);
+        std::memcpy(hi + i, tail[1], left);
+        std::memcpy(lo + i, tail[2], left);
+    }
+}
+
 double sum_squared_products(const double* x, const double* y, int64_t n) {
     Lanes sum = zero_lanes();
     const char* const arrays[2] = {chars(x), chars(y)};
@@ -553,7 +599,7 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     STEEPEST_FOR_EACH_DTYPE(widen),
     STEEPEST_FOR_EACH_DTYPE(narrow),
     STEEPEST_FOR_EACH_DTYPE(pair_sums),
-    {STEEPEST_FOR_EACH_DTYPE(dots_1), STEEPEST_FOR_EACH_DTYPE(dots_2)},
+    {STEEPEST_FOR_EACH_DTYPE(dots_1), STEEPEST_FOR_EACH_DTYPE(dots_2), STEEPEST_FOR_EACH_DTYPE(dots_3)},
     {STEEPEST_FOR_EACH_DTYPE_AND(combine, 1), STEEPEST_FOR_EACH_DTYPE_AND(combine, 2),
      STEEPEST_FOR_EACH_DTYPE_AND(combine, 3), STEEPEST_FOR_EACH_DTYPE_AND(combine, 4)},
     STEEPEST_FOR_EACH_DTYPE(row_dots),
@@ -566,6 +612,7 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     divide,
     scale,
     add_scaled,
+    add_scaled_twofold,
     sum_squared_products,
     max_abs,
     add_square_row,

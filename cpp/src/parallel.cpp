@@ -90,7 +90,8 @@ public:
         done_.wait(lock, [this] { return active_ == 0; });
     }
 
-    std::mutex owner;  // held by the call whose job the pool runs
+    // Set by the call whose job the pool runs. Not a mutex: a nested call may try it on the thread that holds it.
+    std::atomic_flag busy = ATOMIC_FLAG_INIT;
 
 private:
     void serve() {
@@ -164,12 +165,11 @@ void parallel_for(index_t n_tasks, const std::function<void(index_t)>& work) {
     job.work = &work;
     job.n_tasks = n_tasks;
     const int helpers = static_cast<int>(std::min<index_t>(get_num_threads(), n_tasks / tasks_per_thread)) - 1;
-    if (helpers < 1) {
+    if (helpers < 1 || pool().busy.test_and_set(std::memory_order_acquire)) {
         job.run();
     } else {
-        std::unique_lock<std::mutex> lock(pool().owner, std::try_to_lock);
-        if (lock.owns_lock()) pool().run(job, helpers);
-        else job.run();
+        pool().run(job, helpers);
+        pool().busy.clear(std::memory_order_release);
     }
     if (job.failed) std::rethrow_exception(job.error);
 }

@@ -1,8 +1,9 @@
 #include "steepest/project.hpp"
 
-#include <algorithm>
 #include <cmath>
 #include <stdexcept>
+
+#include <Eigen/LU>
 
 #include "steepest/gram.hpp"
 #include "steepest/small_matrix.hpp"
@@ -15,55 +16,80 @@ namespace {
 // Squared norms within these limits need no scaling: 2^-600 and 2^600.
 constexpr double least_square = 2.409919865102884e-181, greatest_square = 4.149515568880993e+180;
 
+// Any right-hand sides: inner products and remainders in twice the working precision.
+void project_carefully(const std::vector<Column>& columns, Projection which, const std::vector<Vector>& x,
+                       const std::vector<Vector>& out) {
+    const Base identity;
+    const auto k = static_cast<Eigen::Index>(columns.size());
+    std::vector<const Vector*> vectors;
+    std::vector<Column> scaled = columns;
+    for (const Column& column : columns) vectors.push_back(column.vector);
+    if (vectors.empty()) throw std::invalid_argument("expected at least one vector to project on, got none");
+    const Gram inner = gram(vectors, Precision::compensated);
+    if (!inner.finite) throw std::invalid_argument("a vector to project on holds NaN or Inf");
+    // Columns of norm near 1: which of them depend on the others is then no matter of their size.
+    std::vector<int> shift(columns.size(), 0);
+    for (int i = 0; i < k; ++i) {
+        int& own = shift[static_cast<std::size_t>(i)];
+        (void)std::frexp(inner.hi[static_cast<std::size_t>(i) * (columns.size() + 1)], &own);
+        own /= 2;
+        scaled[static_cast<std::size_t>(i)].exponent = inner.exponents[static_cast<std::size_t>(i)] + own;
+    }
+    SmallMatrixDD matrix(k, k);
+    for (int i = 0; i < k; ++i)
+        for (int j = 0; j < k; ++j)
+            matrix(i, j) = ldexp(inner.entry(i, j),
+                                 -shift[static_cast<std::size_t>(i)] - shift[static_cast<std::size_t>(j)]);
+    const Dots products = dots(identity, scaled, x, true);
+    const SmallMatrixDD solution = gram_solve(matrix, products.values);
+    const bool onto = which == Projection::onto;
+    combine_twofold(onto ? 0.0 : 1.0, scaled, onto ? solution : SmallMatrixDD(-solution), products.exponents, x, out);
+}
+
+// One right-hand side and one or two columns, by the fast loops: one pass for all inner products, one for the result.
+// Returns false, having written nothing, where that would lose digits: numbers out of range, columns that are nearly
+// dependent, or a result that is small against x.
+bool project_fast(const std::vector<Column>& columns, Projection which, const Vector& x, const Vector& out) {
+    const std::size_t k = columns.size();
+    if (k > 2) return false;
+    const Base identity;
+    const bool onto = which == Projection::onto;
+    std::vector<Column> all;
+    for (const Column& column : columns) all.push_back({column.vector, 0, false});
+    all.push_back({&x, 0, false});
+    SmallMatrix gram(k + 1, k + 1);
+    if (k == 1 && !onto) {  // sums in double are enough: an error of theirs is small against the remainder
+        const Gram sums = steepest::gram({columns[0].vector, &x}, Precision::fast);
+        if (!sums.finite || sums.exponents[0] != 0 || sums.exponents[1] != 0) return false;
+        gram << sums.hi[0], sums.hi[1], sums.hi[2], sums.hi[3];
+    } else {
+        std::vector<Vector> right;
+        for (const Column& column : all) right.push_back(*column.vector);
+        const Dots products = dots(identity, all, right);
+        for (std::size_t i = 0; i <= k; ++i) {
+            if (products.exponents[i] != 0) return false;
+            for (std::size_t j = 0; j <= k; ++j) gram(i, j) = products.values(i, j).hi;
+        }
+    }
+    for (std::size_t i = 0; i <= k; ++i)
+        if (!(gram(i, i) > least_square && gram(i, i) < greatest_square)) return false;
+    if (k == 2 && gram(0, 1) * gram(0, 1) > 0.5 * gram(0, 0) * gram(1, 1)) return false;
+    const SmallMatrix inner = gram.topRightCorner(k, 1), solution = gram.topLeftCorner(k, k).inverse() * inner;
+    const double along = inner.cwiseProduct(solution).sum() / gram(k, k);  // cos^2 of x and the span
+    // A remainder is a difference; a projection is not, but its coefficients are sums that cancel.
+    if (!(onto ? along > 1e-10 : 1.0 - along > 0.25)) return false;
+    all.pop_back();
+    combine(identity, onto ? 0.0 : 1.0, all, onto ? solution : SmallMatrix(-solution), {0}, 0, {x}, {out});
+    return true;
+}
+
 }  // namespace
 
 void project(const std::vector<Column>& columns, Projection which, const std::vector<Vector>& x,
              const std::vector<Vector>& out) {
-    const Base identity;
-    const auto k = static_cast<Eigen::Index>(columns.size());
     if (columns.empty()) throw std::invalid_argument("expected at least one vector to project on, got none");
-    std::vector<Column> scaled = columns;
-    // One pass for W^T X and W^T W: the columns ride along as right-hand sides.
-    std::vector<Vector> right = x;
-    for (const Column& column : columns) right.push_back(*column.vector);
-    const auto m = static_cast<Eigen::Index>(x.size());
-    Dots products = dots(identity, scaled, right);
-    bool in_range = std::all_of(products.exponents.begin(), products.exponents.end(), [](int e) { return e == 0; });
-    for (Eigen::Index j = 0; j < k && in_range; ++j) {
-        const double square = products.values(j, m + j).hi;
-        in_range = square > least_square && square < greatest_square;
-    }
-    if (!in_range) {  // scale each column by a power of two
-        for (Column& column : scaled) {
-            const double largest = max_abs(*column.vector);
-            if (std::isnan(largest)) throw std::invalid_argument("a vector to project on holds NaN or Inf");
-            if (largest > 0.0) (void)std::frexp(largest, &column.exponent);
-            column.exponent = std::max(column.exponent, -1022);
-        }
-        products = dots(identity, scaled, right);
-        for (Eigen::Index j = 0; j < k; ++j)
-            for (Eigen::Index i = 0; i < k; ++i)
-                products.values(i, m + j) =
-                    ldexp(products.values(i, m + j), products.exponents[static_cast<std::size_t>(m + j)] -
-                                                         scaled[static_cast<std::size_t>(j)].exponent);
-    }
-    SmallMatrixDD matrix = products.values.rightCols(k);
-    for (Eigen::Index i = 0; i < k; ++i)
-        for (Eigen::Index j = 0; j < i; ++j) matrix(i, j) = matrix(j, i);
-    products.values.conservativeResize(k, m);
-    products.exponents.resize(static_cast<std::size_t>(m));
-    const SmallMatrixDD solution = gram_solve(matrix, products.values);
-    // Each coefficient as hi + lo, on two copies of its column: with fused multiply-adds a small remainder x - W c is then
-    // right to rounding however close x lies to the span.
-    const double sign = which == Projection::onto ? 1.0 : -1.0;
-    SmallMatrix coefficients(2 * k, solution.cols());
-    for (Eigen::Index r = 0; r < solution.cols(); ++r)
-        for (Eigen::Index j = 0; j < k; ++j) {
-            coefficients(j, r) = sign * solution(j, r).hi;
-            coefficients(k + j, r) = sign * solution(j, r).lo;
-        }
-    scaled.insert(scaled.end(), scaled.begin(), scaled.begin() + k);
-    combine(identity, which == Projection::onto ? 0.0 : 1.0, scaled, coefficients, products.exponents, 0, x, out);
+    if (x.size() == 1 && out.size() == 1 && project_fast(columns, which, x[0], out[0])) return;
+    project_carefully(columns, which, x, out);
 }
 
 namespace {
@@ -89,7 +115,7 @@ void set_element(const Vector& vector, double value) {
 
 }  // namespace
 
-ComplementBasis::ComplementBasis(const Vector& g) : tail_(from(g, 1)) {
+ComplementBasis::ComplementBasis(const Vector& g) : vector_(g), tail_(from(g, 1)) {
     const Gram inner = gram({&g}, Precision::compensated);
     if (!inner.finite || !(inner.hi[0] > 0.0))
         throw std::invalid_argument("expected a finite vector other than zero, got one that has no complement");
@@ -116,18 +142,18 @@ void ComplementBasis::apply(const std::vector<Vector>& z, const std::vector<Vect
     combine(identity, 1.0, {column}, coefficients, products.exponents, 0, z, rest);
 }
 
-// (H x) without its first element: x_tail - beta v_tail, beta = 2 v.x / v.v
+// (H x) without its first element: x_tail - beta v_tail, beta = 2 v.x / v.v, v.x = g.x + sign(g_0) |g| x_0
 void ComplementBasis::apply_transpose(const std::vector<Vector>& x, const std::vector<Vector>& out) const {
     const Base identity;
     std::vector<Vector> rest;
     for (const Vector& one : x) rest.push_back(from(one, 1));
     const Column column{&tail_, exponent_, false};
-    const Dots products = dots(identity, {column}, rest);
+    const Dots products = dots(identity, {{&vector_, exponent_, false}}, x);
     SmallMatrix coefficients(1, products.values.cols());
     for (Eigen::Index r = 0; r < coefficients.cols(); ++r) {
         const auto rhs = static_cast<std::size_t>(r);
         const double first = std::ldexp(element(x[rhs]), -products.exponents[rhs]);
-        coefficients(0, r) = -(static_cast<double>(products.values(0, r)) + head_ * first) / (norm_ * std::fabs(head_));
+        coefficients(0, r) = -static_cast<double>(products.values(0, r) + two_product(std::copysign(norm_, head_), first)) / (norm_ * std::fabs(head_));
     }
     combine(identity, 1.0, {column}, coefficients, products.exponents, 0, rest, out);
 }

@@ -112,7 +112,9 @@ class Alignment:
         largest = spectral.optimal_eigenvalues(self.cosine, self.sine)[2]
         return -self.grad_norm * (self.update_norm / largest)
 
-    def null_band(self, kind: Literal["isotropic", "sign-flip"] = "isotropic", level: float = 0.95) -> tuple[float, float]:
+    def null_band(
+        self, kind: Literal["isotropic", "sign-flip"] = "isotropic", level: float = 0.95
+    ) -> tuple[float, float]:
         """Interval of angles that chance alone would give.
 
         Parameters
@@ -127,6 +129,11 @@ class Alignment:
         -------
         low, high : float
             Angles in rad, symmetric about 90 degrees.
+
+        Raises
+        ------
+        ValueError
+            `kind` or `level` is no valid value.
 
         Examples
         --------
@@ -245,6 +252,13 @@ def separate_blocks(grad: Any, update: Any, base: Any) -> list[tuple[Any, Any, A
     -------
     list of tuple
         In the order of `grad`.
+
+    Raises
+    ------
+    TypeError
+        An argument is not a mapping.
+    ValueError
+        The names differ.
     """
     for name, value in (("grad", grad), ("update", update)):
         if not isinstance(value, Mapping):
@@ -269,6 +283,11 @@ def matched_pair(grad: Any, update: Any) -> tuple[LongVector, LongVector]:
     -------
     grad, update : LongVector
         The update in the order of the gradient's names.
+
+    Raises
+    ------
+    ValueError
+        Names or shapes differ.
     """
     y = long_vector(grad, "grad")
     if isinstance(update, Mapping) and y.layout.names is not None and set(update) == set(y.layout.names):
@@ -388,11 +407,12 @@ def from_inner_products(
         if size == 1:
             cosine, sine = math.copysign(1.0, cosine), 0.0
         psi = math.atan2(sine, cosine)
-        # d cos = sin d psi and d sin^2 = 2 sin cos d psi, whichever is better conditioned.
+        # For x, psi in [0, pi], |cos x - cos psi| = 2 sin((x + psi)/2) |sin((x - psi)/2)| is at least
+        # sin(psi) |x - psi|/pi and at least 2 (|x - psi|/pi)^2.
         cosine_bound = abs(cosine) * 0.5 * angle_relative_bound + bound / (scaled_norms[0] * scaled_norms[1])
         rounding = 4.0 * 2.0**-53 * psi
-        psi_bound = min(cosine_bound / sine if sine > 0.0 else math.inf, math.sqrt(2.0 * cosine_bound) + 2.0**-52)
-        psi_bound += rounding
+        linear = cosine_bound / sine if sine > 0.0 else math.inf
+        psi_bound = math.pi * min(linear, math.sqrt(0.5 * cosine_bound)) + rounding
     else:
         sign_flip = nan
     return Alignment(

@@ -169,13 +169,11 @@ def view(x: Array, name: str) -> tuple[Segment, str]:
 
 
 def _way_out(dtype: np.dtype[Any]) -> str:
-    if dtype.kind in "iub":
-        return "convert it, for example with x.astype('float64')"
     if dtype.kind == "c":
         return "pass real and imaginary parts as a mapping {'real': x.real, 'imag': x.imag}"
     if dtype.kind == "O":
         return "an array of objects is often a list of arrays of different shapes: pass a mapping name -> array"
-    return "convert it, for example with x.astype('float64')"
+    return "convert it to float64 first"
 
 
 def _to_numpy(x: Array, name: str) -> tuple[Segment, str]:
@@ -327,8 +325,10 @@ class Output:
                 self._given = _empty_like(template)
             self._finish = True
         else:
-            if any(is_jax(x) for x in (out.values() if isinstance(out, Mapping) else [out])):
-                raise TypeError("expected an out that can be written, got a JAX array, which cannot")
+            for x in out.values() if isinstance(out, Mapping) else [out]:
+                # A list would be written to in a copy.
+                if is_jax(x) or isinstance(x, Sequence | float | int):
+                    raise TypeError(f"expected an out that can be written in place, got {type(x).__name__}")
             self._given, self._finish = out, False
         found = right_hand_side(self._given, layout, "out")
         if out is not None and _shapes(out) != _shapes(template):
@@ -343,6 +343,24 @@ class Output:
         if isinstance(self._given, dict):
             return {key: _in_library_of(self._template[key], x) for key, x in self._given.items()}
         return _in_library_of(self._template, self._given)
+
+
+def template_of(x: ArrayOrMapping) -> ArrayOrMapping:
+    """What results in the form of `x` are made after: `x` itself, without a graph that recorded it.
+
+    Parameters
+    ----------
+    x : array or mapping
+        What the user handed in.
+
+    Returns
+    -------
+    array or mapping
+        Shares memory with `x`; can be copied and pickled where `x` itself could not.
+    """
+    if isinstance(x, Mapping):
+        return {key: template_of(value) for key, value in x.items()}
+    return x.detach() if is_torch(x) else x
 
 
 def _shapes(x: ArrayOrMapping) -> Any:

@@ -215,6 +215,7 @@ def _from_log_ratios(
     relative: float,
 ) -> Distance:
     """The formulas of section 5, from l = log eig(A_1^-1 A_2) and log(c_2/c_1), which is `rest` times in the bulk."""
+    relative += 4 * _EPS * math.sqrt(rest)  # c_1 and c_2 are rounded, and what that does adds up over the bulk
     if kind == "affine-invariant":
         plane, bulk = float(np.linalg.norm(logs)), math.sqrt(rest) * abs(bulk_log)
         value = math.hypot(plane, bulk)

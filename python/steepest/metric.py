@@ -13,14 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from steepest import _core
 from steepest.alignment import Alignment, align_vectors, matched_pair, separate_blocks
 from steepest.arrays import EPSILON, LongVector
-from steepest.base import diagonal_base, is_diagonal, operator_pair
+from steepest.base import diagonal_base, is_diagonal
 from steepest.errors import NotDescentError
 from steepest.metrics.dense import DenseMetric
 from steepest.metrics.diagonal_base import DiagonalBaseMetric
 from steepest.metrics.family import make_family_metric, swapped_alignment
 from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum, check_dense_size
 from steepest.metrics.low_rank import low_rank_form, updated_low_rank
-from steepest.metrics.operator_base import OperatorBaseMetric
+from steepest.metrics.operator_base import BaseOperator, OperatorBaseMetric, operator_pair
 
 __all__ = ["CanonicalForm", "Metric", "Spectrum", "canonical_form", "metric"]
 
@@ -170,22 +170,15 @@ def _from_base(
         # DFP is BFGS of the inverse base for the swapped pair, inverted.
         swapped = swapped_alignment(relative)
         return DiagonalBaseMetric(d, -1, g, y, 1.0, -1.0, swapped, a, dtype, like, inverse=True)
-    if not isinstance(base, Metric) and not hasattr(base, "matvec") and not hasattr(base, "__matmul__"):
-        raise TypeError(
-            "expected base to be a positive diagonal (array or mapping), a Metric or a SciPy LinearOperator, got "
-            f"{type(base).__name__}"
-        )
     if isinstance(base, Metric):
         base._require_definite("a base")
         if base._layout.sizes == y.layout.sizes and low_rank_form(base) is not None:
             return updated_low_rank(base, y, g, a, kind, dtype, like)
-    p = operator_pair(y, g, base, base_solve)
-    if not (float(p.g @ p.image) > 0.0 and float(p.y @ p.preimage) > 0.0):
-        raise ValueError("expected a symmetric positive definite base, got one with x^T B x <= 0 for the update or gradient")
+    pair = operator_pair(y, g, a, BaseOperator(base, y.size, base_solve))
     if kind == "bfgs":
-        return OperatorBaseMetric(p.base, p.y, p.g, p.image, p.preimage, y, a, dtype, like)
+        return OperatorBaseMetric(pair, y, a, dtype, like)
     # DFP is BFGS of the inverse base for the swapped pair, inverted.
-    return OperatorBaseMetric(p.base.inverted(), p.g, p.y, p.preimage, p.image, y, a, dtype, like, inverse=True)
+    return OperatorBaseMetric(pair.swapped(), y, a, dtype, like, inverse=True)
 
 
 def _from_complement(y: LongVector, g: LongVector, a: Alignment, u: NDArray[Any], dtype: str, like: Any) -> Metric:
@@ -198,16 +191,18 @@ def _from_complement(y: LongVector, g: LongVector, a: Alignment, u: NDArray[Any]
     u = u.astype(np.float64)
     if not np.all(np.isfinite(u)):
         raise ValueError("expected a finite complement, got NaN or Inf")
-    minus_grad, update = -y.flat(), g.flat()
+    if not 0.0 < a.rho < math.inf:
+        raise ValueError(f"|grad|/|update| = {a.rho:.6g} is out of the range of float64")
+    minus_grad, update = -y.flat() / a.grad_norm, g.flat() / a.update_norm  # unit vectors: y.g may be out of range
     slack = np.abs(update @ u)
-    allowed = 64 * n * EPSILON[a.dtype] * a.update_norm * np.linalg.norm(u, axis=0)
+    allowed = 64 * n * EPSILON[a.dtype] * np.linalg.norm(u, axis=0)
     if np.any(slack > allowed):
         worst = int(np.argmax(slack - allowed))
         raise ValueError(
-            f"expected columns orthogonal to the update, got column {worst} with |u.update| = {slack[worst]:.3g}; "
-            "project it: u - update (update.u)/(update.update)"
+            f"expected columns orthogonal to the update, got column {worst} with |u.update|/|update| = "
+            f"{slack[worst]:.3g}; project it: u - update (update.u)/(update.update)"
         )
-    matrix = np.outer(minus_grad, minus_grad) / -a.inner_product + u @ u.T
+    matrix = (a.rho / a.cosine) * np.outer(minus_grad, minus_grad) + u @ u.T
     values = np.linalg.eigvalsh(matrix)
     if not values[0] > n * 2.0**-52 * values[-1]:
         raise ValueError(
@@ -260,7 +255,10 @@ def canonical_form(
     Raises
     ------
     ValueError
-        M is not square, not symmetric, not positive definite, or does not map update to -grad; says which.
+        M is not square, not symmetric, not positive definite to working precision, or does not map update to -grad;
+        says which.
+    TypeError
+        An argument is not an array of real numbers.
 
     Notes
     -----
@@ -276,8 +274,7 @@ def canonical_form(
     >>> form.U.round(6).T
     array([[0.      , 0.935414]])
     """
-    m = np.asarray(matrix, dtype=np.float64)
-    g = np.asarray(update, dtype=np.float64)
+    m, g = _real_array(matrix, "matrix"), _real_array(update, "update")
     if m.ndim != 2 or m.shape[0] != m.shape[1]:
         raise ValueError(f"expected a square matrix, got shape {m.shape}")
     n = m.shape[0]
@@ -293,7 +290,7 @@ def canonical_form(
     y = m @ g
     residual = 0.0
     if grad is not None:
-        wanted = -np.asarray(grad, dtype=np.float64)
+        wanted = -_real_array(grad, "grad")
         if wanted.shape != (n,):
             raise ValueError(f"expected grad of shape ({n},), got {wanted.shape}")
         residual = float(np.linalg.norm(y - wanted) / np.linalg.norm(wanted)) if np.any(wanted) else math.inf
@@ -311,8 +308,16 @@ def canonical_form(
     projected = basis.T @ y
     schur = basis.T @ m @ basis - np.outer(projected, projected) / descent
     values, vectors = np.linalg.eigh(0.5 * (schur + schur.T))
-    if not values[0] > 0.0:
+    if not values[0] > n * 2.0**-52 * size:
         raise ValueError(
-            f"expected a positive definite matrix, got one whose Schur complement has the eigenvalue {values[0]:.3g}"
+            "expected a matrix that is positive definite to working precision, got one whose Schur complement has the "
+            f"eigenvalue {values[0]:.3g}, while its largest entry is {size:.3g}"
         )
     return CanonicalForm(basis @ (vectors * np.sqrt(values)), -y, residual)
+
+
+def _real_array(x: ArrayLike, name: str) -> NDArray[np.float64]:
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"expected {name} to be an array of real numbers, got {array.dtype} from {type(x).__name__}")
+    return array.astype(np.float64)

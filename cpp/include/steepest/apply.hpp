@@ -23,12 +23,14 @@ struct Base {
 // that numbers formed from columns stay in range.
 struct Column {
     const Vector* vector;
-    int exponent = 0;
+    int exponent = 0;  // at most greatest_exponent in size
     bool through_base = false;
 };
 
 using SmallMatrix = Eigen::MatrixXd;
 using SmallMatrixDD = Eigen::Matrix<DoubleDouble, Eigen::Dynamic, Eigen::Dynamic>;
+
+constexpr int greatest_exponent = 4096;  // of columns and operators; ratios of norms of doubles stay within 2^2200
 
 struct LowRankOperator {
     Base base;
@@ -42,13 +44,21 @@ struct Dots {
     SmallMatrixDD values;
     std::vector<int> exponents;  // of the power of two that each column of X was divided by
 };
-Dots dots(const Base& base, const std::vector<Column>& columns, const std::vector<Vector>& x);
+// Twice the precision of the elements' type for two contiguous columns over a scalar base, else of double; with
+// `twofold`, always of double.
+Dots dots(const Base& base, const std::vector<Column>& columns, const std::vector<Vector>& x, bool twofold = false);
 
 // out_r = 2^exponent (factor * base * x_r + W coefficients_r 2^x_exponents[r]); coefficients are k x m.
 // `out` may be `x` itself, but may not share memory with it otherwise, nor with the columns or the base.
 void combine(const Base& base, double factor, const std::vector<Column>& columns, const SmallMatrix& coefficients,
              const std::vector<int>& x_exponents, int exponent, const std::vector<Vector>& x,
              const std::vector<Vector>& out);
+
+// out_r = factor x_r + W coefficients_r 2^x_exponents[r], each element summed in twice the precision of double, so that
+// a small remainder keeps its digits. No column goes through a base. `out` may be `x` itself.
+void combine_twofold(double factor, const std::vector<Column>& columns, const SmallMatrixDD& coefficients,
+                     const std::vector<int>& x_exponents, const std::vector<Vector>& x,
+                     const std::vector<Vector>& out);
 
 // out = 2^exponent (base source + W K W^T x) for each right-hand side: A x where `source` is `x`, and a low-rank change
 // of `source` = B x where the base is the identity and B is somebody else's operator. `out` may be `x` or `source`.

@@ -23,8 +23,9 @@ public:
 
 private:
     // Digits of 32 bits in 64-bit signed limbs, so that many additions need no carry. Limb 0 has weight 2^lowest_bit.
-    static constexpr int lowest_bit = -2176;  // least product: 2^-2148
-    static constexpr int n_limbs = 140;       // up to 2^2304: greatest product 2^2048, 2^63 of them
+    // The least factor, 2^-1074, is taken apart as 2^52 * 2^-1126, so digits of products begin at 2^-2252.
+    static constexpr int lowest_bit = -2272;
+    static constexpr int n_limbs = 143;  // up to 2^2304: greatest product 2^2048, 2^63 of them
     void add_bits(std::uint64_t magnitude, int exponent, bool negative);
     void carry();
 

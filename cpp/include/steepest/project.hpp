@@ -20,7 +20,7 @@ public:
     void apply_transpose(const std::vector<Vector>& x, const std::vector<Vector>& out) const;  // out = Q^T x
 
 private:
-    Vector tail_;  // g without its first element
+    Vector vector_, tail_;  // g, and g without its first element
     int exponent_;  // of the power of two that g is divided by
     double head_;   // first element of v = g + sign(g_0) |g| e_0, divided likewise
     double norm_;   // |g|, divided likewise

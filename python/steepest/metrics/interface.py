@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 
-from steepest import _core
+from steepest import _core, spectral
 from steepest.alignment import Alignment
 from steepest.arrays import (
     ArrayOrMapping,
@@ -22,6 +22,7 @@ from steepest.arrays import (
     RightHandSide,
     Segment,
     right_hand_side,
+    template_of,
     to_user,
 )
 
@@ -86,6 +87,32 @@ def merged_spectrum(values: list[tuple[float, int]], relative: bool = False) -> 
     return Spectrum(tuple(merged), tuple(merged.values()), relative)
 
 
+def relative_spectrum(relative: Alignment, inverse: bool, factor: float) -> Spectrum:
+    """Spectrum of the BFGS update of a base B relative to B: section 3 in whitened vectors, where B is the identity.
+
+    Parameters
+    ----------
+    relative : Alignment
+        Of the pair relative to B.
+    inverse : bool
+        Whether the metric is the inverse of that update, and its base B^-1.
+    factor : float
+        What the metric is multiplied with.
+
+    Returns
+    -------
+    Spectrum
+        Eigenvalues of ``B^-1 M``.
+    """
+    rho, n = relative.rho, relative.size
+    if n == 1:
+        values = [(rho, 1)]
+    else:
+        minus, plus = spectral.plane_eigenvalues(1.0 / rho, relative.cosine, relative.sine)
+        values = [(rho * minus, 1), (1.0, n - 2), (rho * plus, 1)]
+    return merged_spectrum([(factor * (1.0 / v if inverse else v), m) for v, m in values], relative=True)
+
+
 def check_dense_size(n: int, max_size: int, what: str) -> None:
     """Refuse what would need an n x n matrix for a large n.
 
@@ -95,6 +122,11 @@ def check_dense_size(n: int, max_size: int, what: str) -> None:
         Size and limit.
     what : str
         The method, for the message.
+
+    Raises
+    ------
+    ValueError
+        n > max_size.
     """
     if n > max_size:
         raise ValueError(
@@ -128,7 +160,7 @@ class Metric(ABC):
     def __init__(self, layout: Layout, dtype: str, alignment: Alignment | None, like: ArrayOrMapping) -> None:
         self._layout = layout
         self._dtype = dtype
-        self._like = like
+        self._like = template_of(like)
         self.alignment = alignment
 
     # What a form provides -------------------------------------------------------------------------------------
@@ -273,7 +305,8 @@ class Metric(ABC):
         """
         operand = right_hand_side(x, self._layout)
         output = Output(x, self._layout, out)
-        self._apply(operand.segments, output.segments, operand.columns)
+        if operand.segments[-1].size or not operand.columns:  # no right-hand sides: nothing to do
+            self._apply(operand.segments, output.segments, operand.columns)
         return output.finished()
 
     matmat = matvec
@@ -284,10 +317,10 @@ class Metric(ABC):
         return self.matvec(x)
 
     def __rmatmul__(self, x: ArrayOrMapping) -> Any:
-        transposed = getattr(x, "T", None)
-        if transposed is None or getattr(x, "ndim", 1) < 2:
+        one_vector = self._layout.names is None and getattr(x, "shape", None) == self._layout.shapes[0]
+        if one_vector or getattr(x, "ndim", 1) != 2:
             return self.matvec(x)
-        return self.matvec(transposed).T
+        return self.matvec(x.T).T
 
     def __mul__(self, factor: Any) -> Metric:
         if not isinstance(factor, numbers.Real):
@@ -351,6 +384,7 @@ class Metric(ABC):
         float
             Largest over smallest eigenvalue, at least 1.
         """
+        self._require_definite("cond")
         values = self.spectrum().values
         return values[-1] / values[0]
 
@@ -379,8 +413,9 @@ class Metric(ABC):
         Parameters
         ----------
         k : int, optional
-            None for all n (n <= max_size). The forms with a scalar base give any k >= 2 for any n: the two eigenpairs
-            in span{grad, update} first, then k - 2 of the bulk.
+            None for all n (n <= max_size). A member of the family (8), its powers and its logarithm give k >= 2 for any
+            n: the two eigenpairs in span{grad, update}, then k - 2 of the bulk. The other forms give the k smallest,
+            from the dense matrix.
         max_size : int
             Largest n accepted where a dense matrix is needed.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from steepest import _core
 from steepest.alignment import Alignment, scaled
 from steepest.arrays import ArrayOrMapping, LongVector, Segment, widened
-from steepest.metrics.family import FamilyMetric, low_rank_quadratic_form, swapped_alignment
+from steepest.metrics.family import FamilyMetric, low_rank_quadratic_form, scaled_alignment, swapped_alignment
 from steepest.metrics.interface import Metric, Spectrum, merged_spectrum
 
 __all__ = ["LowRankForm", "LowRankMetric", "low_rank_form", "updated_low_rank"]
@@ -187,7 +187,7 @@ class LowRankMetric(Metric):
         return LowRankMetric(
             times(self.form, factor),
             inverse,
-            None,
+            scaled_alignment(self.alignment, factor),
             self._dtype,
             self._like,
             positive_definite=self.positive_definite,
@@ -238,6 +238,11 @@ def form_gram(form: LowRankForm) -> tuple[Matrix, Matrix]:
     -------
     high, low : ndarray, shape (k, k)
         Their unevaluated sum is right to about 32 digits of the norms.
+
+    Raises
+    ------
+    ValueError
+        A vector holds NaN or Inf.
     """
     gram = _core.gram([v.segments for v in form.vectors], "compensated")
     if not gram.finite:
@@ -277,7 +282,8 @@ def updated_low_rank(
         With the closed form of its inverse.
     """
     direct, inverse = low_rank_form(base), low_rank_form(base.inv())
-    assert direct is not None and inverse is not None
+    assert direct is not None
+    assert inverse is not None
     first, second = (grad, a.grad_norm), (update, a.update_norm)
     signs = (-1.0, 1.0)
     if kind == "dfp":
