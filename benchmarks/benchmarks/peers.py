@@ -325,5 +325,3 @@ def threads_of_peers(threads: int) -> Any:
     import threadpoolctl
 
     return threadpoolctl.threadpool_limits(threads, user_api="blas")
-
-

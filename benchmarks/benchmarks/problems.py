@@ -92,8 +92,14 @@ class Problem:
 
     @cached_property
     def scalars(self) -> tuple[float, float, float]:
-        """y.g, g.g and alpha = y.y/(y.g), as Python numbers."""
-        kind = np.float64 if self.dtype == "float64" else np.float32
-        grad, update = self.grad.astype(kind, copy=False), self.update.astype(kind, copy=False)
-        yg = -float(grad @ update)
-        return yg, float(update @ update), float(grad @ grad) / yg
+        """y.g, g.g and alpha = y.y/(y.g), as Python numbers; sums in float64, in which NumPy's float32 ones are off."""
+        return -_dot(self.grad, self.update), _dot(self.update, self.update), _alpha(self.grad, self.update)
+
+
+def _dot(x: Array, y: Array, run: int = 1_000_000) -> float:
+    starts = range(0, x.size, run)
+    return sum(float(x[i : i + run].astype(np.float64) @ y[i : i + run].astype(np.float64)) for i in starts)
+
+
+def _alpha(grad: Array, update: Array) -> float:
+    return _dot(grad, grad) / -_dot(grad, update)
