@@ -324,7 +324,7 @@ def align_vectors(y: LongVector, g: LongVector, diagonal: LongVector | None = No
     """
     dtype = max((y.coarsest, g.coarsest), key=EPSILON.__getitem__)
     # Coarse input carries no twelve digits of its angle; its sign is certified all the same.
-    tolerance = 1e-13 if dtype == "float64" else 1e-10
+    tolerance = 5e-13 if dtype == "float64" else 1e-10
     gram = _core.angle_gram(y.segments, g.segments, None if diagonal is None else diagonal.segments, tolerance)
     yy, yg, gg, yy_bound, yg_bound, gg_bound = gram.pair
     ey, eg = gram.exponents

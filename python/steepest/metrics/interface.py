@@ -7,6 +7,7 @@ import math
 import numbers
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -354,7 +355,11 @@ class Metric(ABC):
         array or mapping
             As `b`.
         """
-        return self.inv().matvec(b, out)
+        return self._solver.matvec(b, out)
+
+    @cached_property
+    def _solver(self) -> Metric:
+        return self.inv()
 
     def inv(self) -> Metric:
         """The inverse, a Metric of the swapped pair: it maps -grad to update.
@@ -534,7 +539,7 @@ class Metric(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         # Views for the compiled core are made anew where a copy or an unpickled metric needs them.
-        return {key: value for key, value in self.__dict__.items() if key != "_operator"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_operator", "_solver")}
 
     def copy(self) -> Self:
         """The same metric on copies of its arrays, which later changes of the originals do not touch.
