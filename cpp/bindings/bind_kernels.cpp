@@ -147,12 +147,16 @@ void bind_kernels(py::module_& module) {
         .def_readonly("sign_flip_variance", &Gram::sign_flip_variance)
         .def_readonly("finite", &Gram::finite)
         .def_property_readonly("precision", [](const Gram& gram) { return name_of(gram.precision); })
-        // (yy, yg, gg) and their bounds, without an array for each
+        // All numbers of a pair at once: (yy, yg, gg), their bounds, the exponents, cosine and sine, sign-flip variance.
         .def_property_readonly("pair",
                                [](const Gram& gram) {
                                    if (gram.k != 2) throw py::value_error("expected the Gram matrix of two vectors");
+                                   const Angle found =
+                                       angle(gram.entry(0, 0), gram.entry(0, 1), gram.entry(1, 1));
                                    return py::make_tuple(gram.hi[0], gram.hi[1], gram.hi[3], gram.bound[0],
-                                                         gram.bound[1], gram.bound[3]);
+                                                         gram.bound[1], gram.bound[3], gram.exponents[0],
+                                                         gram.exponents[1], found.cosine, found.sine,
+                                                         gram.sign_flip_variance, gram.finite);
                                })
         .def("angle", [](const Gram& gram) {
             if (gram.k != 2) throw py::value_error("expected the Gram matrix of two vectors");

@@ -57,6 +57,7 @@ bool direct(const Scaled& x, const Scaled& y) {
 
 struct Sums {
     std::vector<ExactSum> pairs;
+    std::vector<double> single;  // instead of `pairs` where there is one block and nothing to add up
     double squared_products = 0.0;
     bool finite = true;
 };
@@ -96,12 +97,14 @@ Sums fast_sums(const std::vector<Scaled>& vectors) {
     });
 
     Sums total;
-    total.pairs.resize(pairs);
+    const bool one_block = partition.size() == 1;
+    if (one_block) total.single.assign(partial.begin(), partial.begin() + pairs);
+    else total.pairs.resize(pairs);
     for (index_t task = 0; task < partition.size(); ++task) {
         const double* sums = partial.data() + task * (pairs + 1);
         for (int pair = 0; pair < pairs; ++pair) {
             if (!std::isfinite(sums[pair])) total.finite = false;
-            else total.pairs[pair].add(sums[pair]);
+            else if (!one_block) total.pairs[pair].add(sums[pair]);
         }
         total.squared_products += sums[pairs];
     }
@@ -197,7 +200,7 @@ Gram assemble(const Sums& sums, const std::vector<Scaled>& vectors, Precision pr
     const std::vector<double> zeros(static_cast<std::size_t>(k) * k, 0.0);
     Gram result{k, zeros, zeros, zeros, exponents, sums.squared_products, 0.0, true, precision};
     for (int i = 0, pair = 0; i < k; ++i)
-        for (int j = i; j < k; ++j, ++pair) set_entry(result, i, j, sums.pairs[pair].value(), 0.0);
+        for (int j = i; j < k; ++j, ++pair) set_entry(result, i, j, sums.single.empty() ? sums.pairs[pair].value() : DoubleDouble(sums.single[pair]), 0.0);
     const double n = static_cast<double>(vectors[0].vector->size());
     for (int i = 0; i < k; ++i)
         for (int j = i; j < k; ++j) {

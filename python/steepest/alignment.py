@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from scipy.special import betaincinv, ndtri
 
@@ -326,25 +326,40 @@ def align_vectors(y: LongVector, g: LongVector, diagonal: LongVector | None = No
     # Coarse input carries no twelve digits of its angle; its sign is certified all the same.
     tolerance = 5e-13 if dtype == "float64" else 1e-10
     gram = _core.angle_gram(y.segments, g.segments, None if diagonal is None else diagonal.segments, tolerance)
-    yy, yg, gg, yy_bound, yg_bound, gg_bound = gram.pair
-    ey, eg = gram.exponents
-    grad_norm, update_norm = scaled(math.sqrt(yy), ey), scaled(math.sqrt(gg), eg)
-    inner, bound = scaled(yg, ey + eg), scaled(yg_bound, ey + eg)
-    return from_inner_products(
-        size=y.size,
-        dtype=dtype,
-        finite=gram.finite,
-        zero=(yy == 0.0, gg == 0.0),
-        negative_inner=(-yg, yg_bound),
-        angle=gram.angle(),
-        angle_relative_bound=(yy_bound / yy + gg_bound / gg if yy > 0.0 and gg > 0.0 else math.nan),
-        scaled_norms=(math.sqrt(yy), math.sqrt(gg)),
-        norms=(grad_norm, update_norm),
-        inner=(inner, bound),
-        rho=scaled(math.sqrt(yy) / math.sqrt(gg), ey - eg) if gg > 0.0 else math.nan,
-        sign_flip=math.sqrt(gram.sign_flip_variance),
-        relative=diagonal is not None,
-    )
+    return from_products(PairProducts(*gram.pair), y.size, dtype, diagonal is not None)
+
+
+class PairProducts(NamedTuple):
+    """Inner products of (grad, update), each vector divided by a power of two, with bounds and the angle between them.
+
+    Attributes
+    ----------
+    yy, yg, gg : float
+        grad.grad, grad.update, update.update of the scaled vectors.
+    yy_bound, yg_bound, gg_bound : float
+        Bounds on their errors.
+    y_exponent, g_exponent : int
+        The powers of two.
+    cosine, sine : float
+        Of the angle between grad and update (not -grad).
+    sign_flip_variance : float
+        sum_i (grad_i update_i)^2 / (|grad|^2 |update|^2).
+    finite : bool
+        False if a vector holds NaN or Inf.
+    """
+
+    yy: float
+    yg: float
+    gg: float
+    yy_bound: float
+    yg_bound: float
+    gg_bound: float
+    y_exponent: int
+    g_exponent: int
+    cosine: float
+    sine: float
+    sign_flip_variance: float
+    finite: bool
 
 
 def scaled(mantissa: float, exponent: int) -> float:
@@ -368,61 +383,51 @@ def scaled(mantissa: float, exponent: int) -> float:
         return math.copysign(math.inf, mantissa)
 
 
-def from_inner_products(
-    *,
-    size: int,
-    dtype: str,
-    finite: bool,
-    zero: tuple[bool, bool],
-    negative_inner: tuple[float, float],
-    angle: tuple[float, float],
-    angle_relative_bound: float,
-    scaled_norms: tuple[float, float],
-    norms: tuple[float, float],
-    inner: tuple[float, float],
-    rho: float,
-    sign_flip: float,
-    relative: bool,
-) -> Alignment:
-    """Status and angle from inner products with bounds, on whatever common scale they were formed."""
-    nan = math.nan
-    status: Status
-    descent, bound = negative_inner
-    if not finite:
-        status = "nonfinite"
-    elif zero[0]:
-        status = "zero_grad"
-    elif zero[1]:
-        status = "zero_update"
-    elif descent > bound:
-        status = "ok"
-    elif descent < -bound or (descent == 0.0 and bound == 0.0):
-        status = "ascent"
-    else:
-        status = "undecided"
-    cosine = sine = psi = psi_bound = nan
+def from_products(p: PairProducts, size: int, dtype: str, relative: bool) -> Alignment:
+    """Status, angle and norms from inner products.
+
+    Parameters
+    ----------
+    p : PairProducts
+        Of the pair.
+    size : int
+        Number of parameters.
+    dtype : str
+        The coarser element type.
+    relative : bool
+        Whether the products are relative to a base.
+
+    Returns
+    -------
+    Alignment
+        Of the pair.
+    """
+    y_norm, g_norm = math.sqrt(p.yy), math.sqrt(p.gg)
+    status = _status(p)
+    cosine = sine = psi = psi_bound = sign_flip = rho = math.nan
     if status in ("ok", "ascent", "undecided"):
-        # The core's angle is the one between grad and update; psi is between -grad and update.
-        cosine, sine = -angle[0], angle[1]
+        cosine, sine = -p.cosine, p.sine  # psi is the angle between -grad and update
         if size == 1:
             cosine, sine = math.copysign(1.0, cosine), 0.0
         psi = math.atan2(sine, cosine)
         # For x, psi in [0, pi], |cos x - cos psi| = 2 sin((x + psi)/2) |sin((x - psi)/2)| is at least
         # sin(psi) |x - psi|/pi and at least 2 (|x - psi|/pi)^2.
-        cosine_bound = abs(cosine) * 0.5 * angle_relative_bound + bound / (scaled_norms[0] * scaled_norms[1])
-        rounding = 4.0 * 2.0**-53 * psi
+        relative_bound = 0.5 * (p.yy_bound / p.yy + p.gg_bound / p.gg)
+        cosine_bound = abs(cosine) * relative_bound + p.yg_bound / (y_norm * g_norm)
         linear = cosine_bound / sine if sine > 0.0 else math.inf
-        psi_bound = math.pi * min(linear, math.sqrt(0.5 * cosine_bound)) + rounding
-    else:
-        sign_flip = nan
+        psi_bound = math.pi * min(linear, math.sqrt(0.5 * cosine_bound)) + 4.0 * 2.0**-53 * psi
+        sign_flip = math.sqrt(p.sign_flip_variance)
+    if g_norm > 0.0:
+        rho = scaled(y_norm / g_norm, p.y_exponent - p.g_exponent)
+    exponent = p.y_exponent + p.g_exponent
     return Alignment(
         status=status,
         size=size,
         dtype=dtype,
-        inner_product=inner[0],
-        inner_product_bound=inner[1],
-        grad_norm=norms[0],
-        update_norm=norms[1],
+        inner_product=scaled(p.yg, exponent),
+        inner_product_bound=scaled(p.yg_bound, exponent),
+        grad_norm=scaled(y_norm, p.y_exponent),
+        update_norm=scaled(g_norm, p.g_exponent),
         rho=rho,
         cosine=cosine,
         sine=sine,
@@ -433,3 +438,16 @@ def from_inner_products(
         null_sign_flip=sign_flip,
         relative=relative,
     )
+
+
+def _status(p: PairProducts) -> Status:
+    """Section 15: ok if y.g > bound, ascent if y.g <= 0 is certified, undecided otherwise; y = -grad."""
+    if not p.finite:
+        return "nonfinite"
+    if p.yy == 0.0:
+        return "zero_grad"
+    if p.gg == 0.0:
+        return "zero_update"
+    if -p.yg > p.yg_bound:
+        return "ok"
+    return "ascent" if p.yg > p.yg_bound or p.yg == p.yg_bound == 0.0 else "undecided"

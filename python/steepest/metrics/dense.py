@@ -12,7 +12,7 @@ from steepest import _core
 from steepest.alignment import Alignment
 from steepest.arrays import ArrayOrMapping, Layout, Segment, widened
 from steepest.metrics.family import scaled_alignment, swapped_alignment
-from steepest.metrics.interface import Metric, Spectrum, merged_spectrum
+from steepest.metrics.interface import FLOAT64, Metric, Spectrum, merged_spectrum
 
 __all__ = ["DenseMetric", "flat_segments", "write_segments"]
 
@@ -98,8 +98,8 @@ class DenseMetric(Metric):
     def _quadratic_form(self, x: list[Segment], z: list[Segment]) -> float:
         return float(flat_segments(x) @ self._matrix @ flat_segments(z))
 
-    def _dense(self) -> NDArray[np.float64]:
-        return self._matrix.copy()
+    def _dense(self, dtype: np.dtype[Any] = FLOAT64) -> NDArray[Any]:
+        return self._matrix.astype(dtype)
 
 
 def flat_segments(segments: list[Segment], columns: bool = False) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from steepest.alignment import Alignment, scaled
 from steepest.arrays import ArrayOrMapping, LongVector, Segment, widened
 from steepest.metrics.dense import DenseMetric
 from steepest.metrics.family import column_scale, scaled_alignment, swapped_alignment
-from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum, relative_spectrum
+from steepest.metrics.interface import FLOAT64, MAX_SIZE, Metric, Spectrum, relative_spectrum
 
 __all__ = ["DiagonalBaseMetric"]
 
@@ -171,5 +172,7 @@ class DiagonalBaseMetric(Metric):
         gram = _core.gram([x, image], "compensated")
         return scaled(gram.pair[1], sum(gram.exponents))
 
-    def _dense(self) -> NDArray[np.float64]:
-        return self._factor * self._assembled(self._operator)
+    def _dense(self, dtype: np.dtype[Any] = FLOAT64) -> NDArray[Any]:
+        dense = self._assembled(self._operator, dtype)
+        dense *= dtype.type(self._factor)
+        return dense

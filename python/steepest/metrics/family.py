@@ -15,6 +15,7 @@ from steepest import _core, spectral
 from steepest.alignment import Alignment, scaled
 from steepest.arrays import ArrayOrMapping, LongVector, Segment, widened
 from steepest.metrics.interface import (
+    FLOAT64,
     MAX_SIZE,
     Metric,
     Spectrum,
@@ -333,8 +334,8 @@ class FamilyMetric(Metric):
         norms = np.sqrt(np.diag(gram.hi)[:2])
         return mantissa * low_rank_quadratic_form(gram, k.identity, core / np.outer(norms, norms), exponent)
 
-    def _dense(self) -> NDArray[np.float64]:
-        return self._assembled(self._operator)
+    def _dense(self, dtype: np.dtype[Any] = FLOAT64) -> NDArray[Any]:
+        return self._assembled(self._operator, dtype)
 
     def eigh(
         self, k: int | None = None, max_size: int = MAX_SIZE

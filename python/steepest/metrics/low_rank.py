@@ -21,7 +21,7 @@ from steepest.metrics.family import (
     scaled_alignment,
     swapped_alignment,
 )
-from steepest.metrics.interface import Metric, Spectrum, merged_spectrum
+from steepest.metrics.interface import FLOAT64, Metric, Spectrum, merged_spectrum
 
 __all__ = ["LowRankForm", "LowRankMetric", "low_rank_form", "updated_low_rank"]
 
@@ -228,8 +228,8 @@ class LowRankMetric(Metric):
         core = self.form.core * np.exp2(shift[:, None] + shift[None, :])
         return low_rank_quadratic_form(gram, self.form.scalar, core, self.form.exponent)
 
-    def _dense(self) -> NDArray[np.float64]:
-        return self._assembled(self._operator)
+    def _dense(self, dtype: np.dtype[Any] = FLOAT64) -> NDArray[Any]:
+        return self._assembled(self._operator, dtype)
 
 
 def form_gram(form: LowRankForm) -> tuple[Matrix, Matrix]:

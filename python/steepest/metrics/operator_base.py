@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, aslinearoperator, cg
 
 from steepest import _core
-from steepest.alignment import Alignment, from_inner_products, scaled
+from steepest.alignment import Alignment, PairProducts, from_products, scaled
 from steepest.arrays import ArrayOrMapping, LongVector, Segment
 from steepest.metrics.dense import DenseMetric, flat_segments, write_segments
 from steepest.metrics.family import scaled_alignment, swapped_alignment
-from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum, relative_spectrum
+from steepest.metrics.interface import FLOAT64, MAX_SIZE, Metric, Spectrum, relative_spectrum
 
 __all__ = ["BaseOperator", "OperatorBaseMetric", "OperatorPair", "operator_pair"]
 
@@ -233,23 +233,28 @@ def operator_pair(grad: LongVector, update: LongVector, plain: Alignment, base: 
     # sin^2 = r^T B r / (y^T B^-1 y) with the residual r = B^-1 y - t g, so that small angles keep their digits.
     t = descent / gg
     sine = math.sqrt(min(1.0, max(0.0, float((preimage - t * g) @ (y - t * image)) / yy)))
-    relative = from_inner_products(
-        size=plain.size,
-        dtype=plain.dtype,
+    products = PairProducts(
+        yy=yy,
+        yg=-descent,
+        gg=gg,
+        yy_bound=2.0**-48 * yy,
+        yg_bound=plain.angle_bound * euclidean,
+        gg_bound=2.0**-48 * gg,
+        y_exponent=ey,
+        g_exponent=eg,
+        cosine=max(-1.0, min(1.0, -descent / norms)),
+        sine=sine,
+        sign_flip_variance=(plain.null_sign_flip * euclidean / norms) ** 2,
         finite=True,
-        zero=(False, False),
-        negative_inner=(descent, plain.angle_bound * euclidean),
-        angle=(max(-1.0, min(1.0, -descent / norms)), sine),
-        angle_relative_bound=2.0**-48,
-        scaled_norms=(math.sqrt(yy), math.sqrt(gg)),
-        norms=(scaled(math.sqrt(yy), ey), scaled(math.sqrt(gg), eg)),
-        inner=(plain.inner_product, plain.inner_product_bound),
-        rho=scaled(math.sqrt(yy) / math.sqrt(gg), ey - eg),
-        sign_flip=plain.null_sign_flip * euclidean / norms,
-        relative=True,
     )
+    relative = from_products(products, plain.size, plain.dtype, relative=True)
     # grad.update does not depend on the base, and neither does its certified sign.
-    relative = dataclasses.replace(relative, status=plain.status)
+    relative = dataclasses.replace(
+        relative,
+        status=plain.status,
+        inner_product=plain.inner_product,
+        inner_product_bound=plain.inner_product_bound,
+    )
     return OperatorPair(base, y, g, image, preimage, (ey, eg), relative)
 
 
@@ -369,10 +374,11 @@ class OperatorBaseMetric(Metric):
         gram = _core.gram([x, image], "compensated")
         return scaled(gram.pair[1], sum(gram.exponents))
 
-    def _dense(self) -> NDArray[np.float64]:
+    def _dense(self, dtype: np.dtype[Any] = FLOAT64) -> NDArray[Any]:
         out = np.empty(self.shape)
         identity = np.eye(self.size)
         base = self._pair.base
         source = base.solution(identity) if self._inverse else base.product(identity)
         self._operator.apply(identity, out, np.ascontiguousarray(source), True)
-        return 0.5 * self._factor * (out + out.T)
+        symmetric = 0.5 * self._factor * (out + out.T)
+        return symmetric.astype(dtype, copy=False)
