@@ -54,7 +54,7 @@ bool direct(const Base& base, const std::vector<Column>& columns, std::size_t at
     if (base.kind != BaseKind::scalar || columns.empty() || columns.size() > at_most || !x.contiguous()) return false;
     for (const Column& column : columns) {
         const Segment& w = column.vector->segments[segment];
-        if (w.dtype() != x.dtype() || !w.contiguous()) return false;
+        if (column.through_base || w.dtype() != x.dtype() || !w.contiguous()) return false;
     }
     return true;
 }
@@ -141,9 +141,12 @@ SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, con
         const Block block = partition[task];
         double* block_sums = partial.data() + task * m * k * 2;
         const bool scaled = x_exponents != nullptr;
-        bool typed = !scaled && !twofold;
-        for (index_t r = 0; r < m && typed; ++r)
-            typed = direct(base, columns, max_dots, x[r].segments[block.segment], block.segment);
+        bool typed = !scaled;
+        for (index_t r = 0; r < m && typed; ++r) {
+            const Segment& segment = x[r].segments[block.segment];
+            typed = direct(base, columns, max_dots, segment, block.segment) &&
+                    !(twofold && segment.dtype() != DType::float64);
+        }
         if (typed) {
             const void* w[max_dots];
             for (index_t j = 0; j < k; ++j) w[j] = at(columns[j], block);
@@ -154,7 +157,7 @@ SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, con
             }
             return;
         }
-        const bool rows = !scaled && !twofold && side_by_side(x, block.segment);
+        const bool rows = !scaled && side_by_side(x, block.segment);
         std::vector<double> row_sums(rows ? static_cast<std::size_t>(2 * k * m) : 0, 0.0);
         ColumnTiles tiles(base, columns, x_exponents != nullptr);
         auto buffer = std::make_unique<TileBuffer>();
@@ -323,27 +326,38 @@ void combine_twofold(double factor, const std::vector<Column>& columns, const Sm
     const Base identity;
     check(identity, columns, x);
     require_same_layout(x, out);
-    const auto k = static_cast<index_t>(columns.size()), m = static_cast<index_t>(x.size());
+    const int k = static_cast<int>(columns.size());
+    const auto m = static_cast<index_t>(x.size());
     if (m == 0) return;
     const Partition partition(x[0]);
     const HotLoops& loops = hot_loops();
+    SmallMatrix high(k, m), low(k, m);  // coefficients of the columns as they are read: scaled or not
+    bool scaled = false;
+    for (const Column& column : columns) scaled = scaled || !safe(column.exponent);
+    for (const int one : x_exponents) scaled = scaled || one != 0;
+    for (index_t j = 0; j < k; ++j)
+        for (index_t r = 0; r < m; ++r) {
+            const int power = scaled ? 0 : -columns[static_cast<std::size_t>(j)].exponent;
+            high(j, r) = std::ldexp(coefficients(j, r).hi, power);
+            low(j, r) = std::ldexp(coefficients(j, r).lo, power);
+        }
 
     parallel_for(partition.size(), [&](index_t task) {
         const Block block = partition[task];
-        ColumnTiles tiles(identity, columns, true);
-        const std::unique_ptr<TileBuffer> input(new TileBuffer), high(new TileBuffer), low(new TileBuffer);
-        double *hi = high->widened.data(), *lo = low->widened.data();
+        ColumnTiles tiles(identity, columns, scaled);
+        TileBuffer input, result;
         for_each_tile(block, [&](index_t begin, index_t count) {
             tiles.read(block.segment, begin, count);
             for (index_t r = 0; r < m; ++r) {
+                const Segment& to = out[r].segments[block.segment];
                 const double x_factor = std::ldexp(1.0, -x_exponents[r]);
-                loops.scale(factor, read_tile(x[r].segments[block.segment], begin, count, *input, x_factor), count, hi);
-                std::fill(lo, lo + count, 0.0);
-                for (index_t j = 0; j < k; ++j)
-                    loops.add_scaled_twofold(coefficients(j, r).hi, coefficients(j, r).lo, tiles[j], count, hi, lo);
-                loops.add_scaled(1.0, lo, count, hi);
-                if (x_exponents[r] != 0) scale_by_power(x_exponents[r], hi, count);
-                write_tile(out[r].segments[block.segment], begin, count, hi, *high);
+                const double* from = read_tile(x[r].segments[block.segment], begin, count, input, x_factor);
+                double* in_memory = writable_tile(to, begin);
+                double* values = in_memory != nullptr ? in_memory : result.widened.data();
+                loops.combine_twofold(factor, from, k, tiles.data(), high.col(r).data(), low.col(r).data(), count,
+                                      values);
+                if (x_exponents[r] != 0) scale_by_power(x_exponents[r], values, count);
+                if (in_memory == nullptr) write_tile(to, begin, count, values, result);
             }
         });
     });

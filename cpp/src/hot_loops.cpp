@@ -196,39 +196,6 @@ void dots_3(const void* const* w, const void* x, int64_t n, double* hi_lo) {
     sum_lanes_twofold(hi2, lo2, hi_lo + 4);
 }
 
-// Coefficients that float32 holds with full relative precision, products with its numbers included.
-STEEPEST_INLINE bool fits_single(double c) {
-    const double size = c < 0 ? -c : c;
-    return c == 0 || (size > 1e-25 && size < 1e25);
-}
-
-// `combine` in single precision: one rounding for each coefficient and each multiply-add, a few eps in all, at twice the
-// elements per instruction and without conversions.
-template <int K>
-STEEPEST_INLINE int64_t combine_single(double base, const double* c, const char* x, const char* const* w, int64_t n,
-                                       char* out) {
-    const vsingle b = broadcast_single(static_cast<float>(base));
-    vsingle coefficients[K];
-    for (int k = 0; k < K; ++k) coefficients[k] = broadcast_single(static_cast<float>(c[k]));
-    int64_t i = 0;
-    for (; i + single_width <= n; i += single_width) {
-        const int64_t offset = i * 4;
-        if (single_width * 4 == 64 || offset % 64 == 0) {
-            STEEPEST_PREFETCH(x + offset + prefetch_bytes);
-            for (int k = 0; k < K; ++k) STEEPEST_PREFETCH(w[k] + offset + prefetch_bytes);
-        }
-        vsingle value, element;
-        std::memcpy(&element, x + offset, sizeof element);
-        value = b * element;
-        for (int k = 0; k < K; ++k) {
-            std::memcpy(&element, w[k] + offset, sizeof element);
-            value = multiply_add(coefficients[k], element, value);
-        }
-        std::memcpy(out + offset, &value, sizeof value);
-    }
-    return i;
-}
-
 template <class T, int K>
 void combine(double base, const double* c, const void* x, const void* const* w, int64_t n, void* out) {
     const vdouble b = broadcast(base);
@@ -247,11 +214,6 @@ void combine(double base, const double* c, const void* x, const void* const* w, 
         T::store(value, target);
     };
     int64_t i = 0;
-    if constexpr (T::single) {
-        bool fits = fits_single(base);
-        for (int k = 0; k < K; ++k) fits = fits && fits_single(c[k]);
-        if (fits) i = combine_single<K>(base, c, px, columns, n, po);
-    }
     for (; i + n_lanes <= n; i += n_lanes) {
         const int64_t offset = i * T::bytes;
         for (int64_t line = 0; line < n_lanes * T::bytes; line += 64) {
@@ -311,8 +273,9 @@ void row_dots(const double* w, const void* x, int64_t rows, int64_t stride, int6
         vdouble h = load_some<Float64>(reinterpret_cast<const char*>(hi + j), left);
         vdouble l = load_some<Float64>(reinterpret_cast<const char*>(lo + j), left);
         const char* row = first + j * T::bytes;
+        // One lane for each right-hand side, so its sum is long: in hi + lo for every type.
         for (int64_t i = 0; i < rows; ++i, row += stride)
-            accumulate_twofold<T>(broadcast(w[i]), load_some<T>(row, left), h, l);
+            accumulate_twofold<Float64>(broadcast(w[i]), load_some<T>(row, left), h, l);
         store_some<Float64>(h, reinterpret_cast<char*>(hi + j), left);
         store_some<Float64>(l, reinterpret_cast<char*>(lo + j), left);
     }
@@ -524,28 +487,40 @@ void add_scaled(double factor, const double* x, int64_t n, double* out) {
     }
 }
 
-void add_scaled_twofold(double factor, double factor_low, const double* x, int64_t n, double* hi, double* lo) {
-    const vdouble f = broadcast(factor), g = broadcast(factor_low);
-    const auto step = [&](const double* ax, double* ah, double* al) {
-        const vdouble value = Float64::load(chars(ax));
-        vdouble p, e, s, t;
-        two_product(f, value, p, e);
-        two_sum(Float64::load(chars(ah)), p, s, t);
-        e = multiply_add(g, value, e);
-        Float64::store(s, reinterpret_cast<char*>(ah));
-        Float64::store(Float64::load(chars(al)) + (t + e), reinterpret_cast<char*>(al));
-    };
+void combine_twofold(double factor, const double* x, int k, const double* const* w, const double* high,
+                     const double* low, int64_t n, double* out) {
+    const vdouble f = broadcast(factor);
     int64_t i = 0;
-    for (; i + width <= n; i += width) step(x + i, hi + i, lo + i);
-    if (i < n) {
-        double tail[3][width] = {};
+    for (; i + width <= n; i += width) {
+        STEEPEST_PREFETCH(chars(x + i) + prefetch_bytes);
+        vdouble hi = f * Float64::load(chars(x + i)), lo = broadcast(0.0);
+        for (int j = 0; j < k; ++j) {
+            STEEPEST_PREFETCH(chars(w[j] + i) + prefetch_bytes);
+            const vdouble value = Float64::load(chars(w[j] + i));
+            vdouble p, e, s, t;
+            two_product(broadcast(high[j]), value, p, e);
+            two_sum(hi, p, s, t);
+            lo = lo + (t + multiply_add(broadcast(low[j]), value, e));
+            hi = s;
+        }
+        Float64::store(hi + lo, reinterpret_cast<char*>(out + i));
+    }
+    if (i < n) {  // the same on zero-padded copies; one column at a time, for their number is not fixed
+        double tail[width] = {};
         const std::size_t left = static_cast<std::size_t>(n - i) * sizeof(double);
-        std::memcpy(tail[0], x + i, left);
-        std::memcpy(tail[1], hi + i, left);
-        std::memcpy(tail[2], lo + i, left);
-        step(tail[0], tail[1], tail[2]);
-        std::memcpy(hi + i, tail[1], left);
-        std::memcpy(lo + i, tail[2], left);
+        std::memcpy(tail, x + i, left);
+        vdouble hi = f * Float64::load(chars(tail)), lo = broadcast(0.0);
+        for (int j = 0; j < k; ++j) {
+            std::memcpy(tail, w[j] + i, left);
+            const vdouble value = Float64::load(chars(tail));
+            vdouble p, e, s, t;
+            two_product(broadcast(high[j]), value, p, e);
+            two_sum(hi, p, s, t);
+            lo = lo + (t + multiply_add(broadcast(low[j]), value, e));
+            hi = s;
+        }
+        Float64::store(hi + lo, reinterpret_cast<char*>(tail));
+        std::memcpy(out + i, tail, left);
     }
 }
 
@@ -612,7 +587,7 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     divide,
     scale,
     add_scaled,
-    add_scaled_twofold,
+    combine_twofold,
     sum_squared_products,
     max_abs,
     add_square_row,

@@ -49,9 +49,9 @@ struct HotLoops {
     void (*divide)(const double* x, const double* d, std::int64_t n, double* out);
     void (*scale)(double factor, const double* x, std::int64_t n, double* out);
     void (*add_scaled)(double factor, const double* x, std::int64_t n, double* out);
-    // hi + lo += (factor + factor_low) * x in twice the working precision
-    void (*add_scaled_twofold)(double factor, double factor_low, const double* x, std::int64_t n, double* hi,
-                               double* lo);
+    // out = factor*x + sum over k columns of (high_j + low_j) * w_j, summed in twice the working precision and rounded
+    void (*combine_twofold)(double factor, const double* x, int k, const double* const* w, const double* high,
+                            const double* low, std::int64_t n, double* out);
     double (*sum_squared_products)(const double* x, const double* y, std::int64_t n);
     double (*max_abs)(const double* x, std::int64_t n);  // NaN if any element is NaN
     // out_j += kaa * (wi * w_j), and out_j += k * (wi * v_j + vi * w_j): one row of a symmetric matrix

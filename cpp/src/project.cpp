@@ -3,8 +3,6 @@
 #include <cmath>
 #include <stdexcept>
 
-#include <Eigen/LU>
-
 #include "steepest/gram.hpp"
 #include "steepest/small_matrix.hpp"
 #include "tiles.hpp"
@@ -74,7 +72,13 @@ bool project_fast(const std::vector<Column>& columns, Projection which, const Ve
     for (std::size_t i = 0; i <= k; ++i)
         if (!(gram(i, i) > least_square && gram(i, i) < greatest_square)) return false;
     if (k == 2 && gram(0, 1) * gram(0, 1) > 0.5 * gram(0, 0) * gram(1, 1)) return false;
-    const SmallMatrix inner = gram.topRightCorner(k, 1), solution = gram.topLeftCorner(k, k).inverse() * inner;
+    const SmallMatrix inner = gram.topRightCorner(k, 1);
+    SmallMatrix solution = inner / gram(0, 0);
+    if (k == 2) {
+        const double determinant = gram(0, 0) * gram(1, 1) - gram(0, 1) * gram(0, 1);
+        solution << (gram(1, 1) * inner(0) - gram(0, 1) * inner(1)) / determinant,
+            (gram(0, 0) * inner(1) - gram(0, 1) * inner(0)) / determinant;
+    }
     const double along = inner.cwiseProduct(solution).sum() / gram(k, k);  // cos^2 of x and the span
     // A remainder is a difference; a projection is not, but its coefficients are sums that cancel.
     if (!(onto ? along > 1e-10 : 1.0 - along > 0.25)) return false;

@@ -52,10 +52,6 @@ STEEPEST_INLINE vuint32 to_uint32(vuint16 x) { return __builtin_convertvector(x,
 STEEPEST_INLINE vuint16 to_uint16(vuint32 x) { return __builtin_convertvector(x, vuint16); }
 #endif
 STEEPEST_INLINE vdouble broadcast(double x) { return x - vdouble{}; }
-// A whole register of floats, for arithmetic in single precision.
-constexpr int single_width = 2 * width;
-typedef float vsingle __attribute__((vector_size(single_width * 4)));
-STEEPEST_INLINE vsingle broadcast_single(float x) { return x - vsingle{}; }
 typedef std::int64_t vmask __attribute__((vector_size(width * 8)));
 typedef std::uint64_t vuint64 __attribute__((vector_size(width * 8)));
 #else
@@ -71,9 +67,6 @@ STEEPEST_INLINE vfloat to_float(vdouble x) { return static_cast<float>(x); }
 STEEPEST_INLINE vuint32 to_uint32(vuint16 x) { return x; }
 STEEPEST_INLINE vuint16 to_uint16(vuint32 x) { return static_cast<vuint16>(x); }
 STEEPEST_INLINE vdouble broadcast(double x) { return x; }
-constexpr int single_width = 1;
-typedef float vsingle;
-STEEPEST_INLINE vsingle broadcast_single(float x) { return x; }
 typedef bool vmask;
 typedef std::uint64_t vuint64;
 #endif
@@ -94,18 +87,6 @@ STEEPEST_INLINE vdouble multiply_add(vdouble a, vdouble b, vdouble c) {
     return _mm256_fmadd_pd(a, b, c);
 #elif defined(__aarch64__) && !defined(_MSC_VER)
     return vfmaq_f64(c, a, b);
-#else
-    return a * b + c;
-#endif
-}
-
-STEEPEST_INLINE vsingle multiply_add(vsingle a, vsingle b, vsingle c) {
-#if defined(__AVX512F__)
-    return _mm512_fmadd_ps(a, b, c);
-#elif defined(__AVX2__) && defined(__FMA__)
-    return _mm256_fmadd_ps(a, b, c);
-#elif defined(__aarch64__) && !defined(_MSC_VER)
-    return vfmaq_f32(c, a, b);
 #else
     return a * b + c;
 #endif
@@ -141,10 +122,8 @@ STEEPEST_INLINE void two_sum(vdouble a, vdouble b, vdouble& s, vdouble& e) {
 }
 
 // Element types as they lie in memory. `exact_products`: a product of two such numbers is exact in double.
-// `single`: arithmetic in single precision is enough for a result of this type.
 struct Float64 {
     static constexpr bool exact_products = false;
-    static constexpr bool single = false;
     static constexpr int bytes = 8;
     static STEEPEST_INLINE vdouble load(const char* p) {
         vdouble x;
@@ -156,7 +135,6 @@ struct Float64 {
 
 struct Float32 {
     static constexpr bool exact_products = true;
-    static constexpr bool single = true;
     static constexpr int bytes = 4;
     static STEEPEST_INLINE vdouble load(const char* p) {
         vfloat x;
@@ -196,7 +174,6 @@ STEEPEST_INLINE vdouble round_to_narrow(vdouble x, double least_normal, double q
 
 struct BFloat16 {
     static constexpr bool exact_products = true;
-    static constexpr bool single = false;
     static constexpr int bytes = 2;
     static STEEPEST_INLINE vdouble load(const char* p) {
         vuint16 h;
@@ -212,7 +189,6 @@ struct BFloat16 {
 
 struct Float16 {
     static constexpr bool exact_products = true;
-    static constexpr bool single = false;
     static constexpr int bytes = 2;
     static STEEPEST_INLINE vdouble load(const char* p) {
 #if defined(__AVX512F__)

@@ -40,6 +40,13 @@ inline const double* read_tile(const Segment& segment, index_t begin, index_t co
     return values;
 }
 
+// The memory of elements [begin, ...) where it can be written as doubles, else null.
+inline double* writable_tile(const Segment& segment, index_t begin) {
+    if (segment.dtype() != DType::float64 || !segment.contiguous()) return nullptr;
+    char* target = segment.data() + begin * itemsize(segment.dtype());
+    return reinterpret_cast<std::uintptr_t>(target) % alignof(double) == 0 ? reinterpret_cast<double*>(target) : nullptr;
+}
+
 // Calls visit(begin, count) for each tile of a block.
 template <class Visit>
 void for_each_tile(const Block& block, Visit visit) {
