@@ -206,7 +206,7 @@ def test_contradicting_arguments() -> None:
 def test_diagonal_base_not_positive(value: float) -> None:
     base = np.array([1.0, 2.0, value])
     for function in (steepest.align, steepest.metric):
-        with pytest.raises(ValueError, match="positive, finite diagonal.*index 2"):
+        with pytest.raises(ValueError, match=r"positive, finite diagonal.*index 2"):
             function(GRAD, UPDATE, base=base)
 
 
@@ -259,7 +259,7 @@ def test_base_solve_that_does_not_converge() -> None:
     q = np.linalg.qr(rng.standard_normal((n, n)))[0]
     matrix = (q * np.geomspace(1e-14, 1, n)) @ q.T
     grad = rng.standard_normal(n)
-    with pytest.raises(ValueError, match="conjugate gradients.*base_solve"):
+    with pytest.raises(ValueError, match=r"conjugate gradients.*base_solve"):
         steepest.metric(grad, -grad, base=aslinearoperator(0.5 * (matrix + matrix.T)))
 
 
@@ -275,7 +275,7 @@ def test_base_solve_that_does_not_converge() -> None:
         (np.array([[1.0], [-3.0], [0.0]]), ValueError, "2 independent columns"),
         (np.eye(3, dtype=int), TypeError, "floating"),
         (np.eye(3) * 1j, TypeError, "floating"),
-        (None if False else "abc", TypeError, "floating"),
+        ("abc", TypeError, "floating"),
     ],
 )
 def test_complement(complement: Any, error: type[Exception], match: str) -> None:

@@ -27,11 +27,9 @@ OPTIONAL = ("torch", "jax", "matplotlib", "sklearn", "pandas", "xarray", "ml_dty
 
 def modules() -> list[ModuleType]:
     """All Python modules of the package."""
-    found = [steepest]
-    for info in pkgutil.walk_packages(steepest.__path__, "steepest."):
-        if info.name != "steepest._core" and not info.name.endswith("__main__"):
-            found.append(importlib.import_module(info.name))
-    return found
+    names = [info.name for info in pkgutil.walk_packages(steepest.__path__, "steepest.")]
+    left_out = ("_core", "__main__")
+    return [steepest, *(importlib.import_module(name) for name in names if not name.endswith(left_out))]
 
 
 def test_version() -> None:

@@ -113,8 +113,8 @@ def metric(
         raise NotDescentError({None: a})
     if not (0.0 < a.rho < math.inf and max(a.grad_norm, a.update_norm) < math.inf):
         raise ValueError(
-            f"|grad| = {a.grad_norm:.6g}, |update| = {a.update_norm:.6g} or their ratio {a.rho:.6g} is out of the range "
-            "of float64: rescale one of them, which multiplies every metric by the same factor"
+            f"|grad| = {a.grad_norm:.6g}, |update| = {a.update_norm:.6g} or their ratio {a.rho:.6g} is out of "
+            "the range of float64: rescale one of them, which multiplies every metric by the same factor"
         )
     dtype = min((*y.dtypes, *g.dtypes), key=EPSILON.__getitem__)
     if complement is not None:
