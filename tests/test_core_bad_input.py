@@ -69,7 +69,25 @@ WRONG_TYPE: dict[str, Any] = {
     "object with a buffer": memoryview(good()),
     "class": np.ndarray,
 }
-WRONG_DTYPE = ["i8", "i4", "u8", "i2", "u4", "?", "c16", "c8", "O", "S8", "U4", ">f8", ">f4", ">f2", ">u2", "M8[s]", "V8"]
+WRONG_DTYPE = [
+    "i8",
+    "i4",
+    "u8",
+    "i2",
+    "u4",
+    "?",
+    "c16",
+    "c8",
+    "O",
+    "S8",
+    "U4",
+    ">f8",
+    ">f4",
+    ">f2",
+    ">u2",
+    "M8[s]",
+    "V8",
+]
 
 
 @pytest.mark.parametrize("where", [*READ, *WRITTEN])
@@ -89,7 +107,9 @@ def test_none(where: str) -> None:
 @pytest.mark.parametrize("dtype", WRONG_DTYPE)
 def test_wrong_dtype(where: str, dtype: str) -> None:
     size = N * N if where == "assemble-out" else N
-    with pytest.raises(TypeError, match=r"expected float64, float32, float16 or uint16 .* native byte order, got"):
+    with pytest.raises(
+        TypeError, match=r"expected float64, float32, float16 or uint16 .* native byte order, got"
+    ):
         (READ | WRITTEN)[where](np.zeros(size, dtype))
 
 
@@ -119,7 +139,9 @@ def test_wrong_size_of_out(where: str, size: int) -> None:
 @pytest.mark.parametrize("where", [w for w in READ if w not in {"first_not_positive", "Complement-g"}])
 def test_wrong_segments(where: str) -> None:
     for parts in ([], [good()[:3], good()[3:]], [good(), good()], (good(0), good())):
-        with pytest.raises((ValueError, TypeError), match=r"segments.*got|expected vectors of|one axis|incompatible"):
+        with pytest.raises(
+            (ValueError, TypeError), match=r"segments.*got|expected vectors of|one axis|incompatible"
+        ):
             READ[where](parts)
 
 
@@ -214,7 +236,9 @@ def test_base_with_an_exponent() -> None:
 
 
 @pytest.mark.parametrize("k", [0, 1, 2, 3])
-@pytest.mark.parametrize("counts", [(1, 3, 3), (3, 1, 3), (3, 3, 1), (3, 1, 1), (0, 3, 3), (3, 0, 0), (1, 50, 50)])
+@pytest.mark.parametrize(
+    "counts", [(1, 3, 3), (3, 1, 3), (3, 3, 1), (3, 1, 1), (0, 3, 3), (3, 0, 0), (1, 50, 50)]
+)
 def test_numbers_of_right_hand_sides(counts: tuple[int, int, int], k: int) -> None:
     op = operator([good(2000)] * k)
     x, source, out = (np.ones((2000, m)) for m in counts)
@@ -227,7 +251,9 @@ def test_columns_need_a_last_axis() -> None:
         with pytest.raises(ValueError, match=r"last axis of right-hand sides|read-only"):
             operator().apply(x, out, columns=True)
     with pytest.raises(ValueError, match=r"expected 2 right-hand sides, got 3"):
-        operator([[good(2), good(4)]]).apply([np.ones((2, 2)), np.ones((4, 3))], np.ones((6, 2)), columns=True)
+        operator([[good(2), good(4)]]).apply(
+            [np.ones((2, 2)), np.ones((4, 3))], np.ones((6, 2)), columns=True
+        )
 
 
 def test_no_right_hand_sides() -> None:
@@ -250,7 +276,9 @@ def test_empty_vectors() -> None:
         _core.Complement(nothing)
 
 
-@pytest.mark.parametrize("out", [np.empty((N, N + 1)), np.empty(N), np.empty((N, N), order="F"), np.empty((0, 0))])
+@pytest.mark.parametrize(
+    "out", [np.empty((N, N + 1)), np.empty(N), np.empty((N, N), order="F"), np.empty((0, 0))]
+)
 def test_assembly_into_a_wrong_out(out: Any) -> None:
     with pytest.raises(ValueError, match="expected a contiguous out of 6 x 6"):
         operator().assemble(out)
@@ -314,7 +342,12 @@ def test_small_matrices(name: str) -> None:
             return _core.low_rank_spectrum(core, 0 * core, gram, low)
         return _core.low_rank_pencil(1.0, core, 0 * core, 1.0, core, 0 * core, gram, low)
 
-    for core, gram, low in ((one, two, two), (two, one, one), (two, np.ones((2, 3)), np.ones((2, 3))), (two, two, one)):
+    for core, gram, low in (
+        (one, two, two),
+        (two, one, one),
+        (two, np.ones((2, 3)), np.ones((2, 3))),
+        (two, two, one),
+    ):
         with pytest.raises(ValueError, match=r"expected a .* of|of one shape"):
             call(core, gram, low)
     with pytest.raises(ValueError, match="expected a matrix"):
@@ -370,9 +403,13 @@ def test_no_mix_of_arguments_crashes(data: st.DataObject) -> None:
         lambda _: _core.first_not_positive(draw()),
         lambda _: operator([draw()]).apply(draw(), draw(), draw(), data.draw(st.booleans())),
         lambda _: operator([]).apply(draw(), draw(), draw(), data.draw(st.booleans())),
-        lambda _: operator(diagonal=draw(), core=draw(), exponents=draw(), through_base=draw()).assemble(draw()),
+        lambda _: operator(diagonal=draw(), core=draw(), exponents=draw(), through_base=draw()).assemble(
+            draw()
+        ),
         lambda _: _core.project([draw(), draw()], draw(), draw(), True, data.draw(st.booleans())),
-        lambda _: _core.Complement(draw()).apply(draw(), draw(), data.draw(st.booleans()), data.draw(st.booleans())),
+        lambda _: _core.Complement(draw()).apply(
+            draw(), draw(), data.draw(st.booleans()), data.draw(st.booleans())
+        ),
     ]
     try:
         data.draw(st.sampled_from(calls))(None)
