@@ -36,6 +36,7 @@ char* data_of(const py::array& array, Access access) {
     if (access == Access::read) return static_cast<char*>(const_cast<void*>(array.data()));
     if (!array.writeable()) throw py::value_error("expected a writable out, got a read-only array");
     for (py::ssize_t axis = 0; axis < array.ndim(); ++axis)
+        // NumPy gives arrays without elements the stride 0.
         if (array.strides(axis) == 0 && array.shape(axis) > 1 && array.size() > 0)
             throw py::value_error("expected an out whose elements are apart, got a broadcast array (stride 0)");
     return static_cast<char*>(const_cast<void*>(array.data()));

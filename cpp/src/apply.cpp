@@ -47,12 +47,30 @@ void scale_by_power(int power, double* values, index_t count) {
         hot_loops().scale(std::ldexp(1.0, std::min(1023, std::max(-1022, half))), values, count, values);
 }
 
-// The typed loops take two plain columns of one element type with their right-hand side, contiguous, over a scalar base.
-bool direct(const Base& base, const std::vector<Column>& columns, const Segment& x, std::size_t segment) {
-    if (base.kind != BaseKind::scalar || columns.size() != 2) return false;
-    if (columns[0].through_base || columns[1].through_base) return false;
-    const Segment &w0 = columns[0].vector->segments[segment], &w1 = columns[1].vector->segments[segment];
-    return w0.dtype() == x.dtype() && w1.dtype() == x.dtype() && w0.contiguous() && w1.contiguous() && x.contiguous();
+// The typed loops take a few plain columns of one element type with their right-hand side, contiguous, over a scalar
+// base.
+bool direct(const Base& base, const std::vector<Column>& columns, std::size_t at_most, const Segment& x,
+            std::size_t segment) {
+    if (base.kind != BaseKind::scalar || columns.empty() || columns.size() > at_most || !x.contiguous()) return false;
+    for (const Column& column : columns) {
+        const Segment& w = column.vector->segments[segment];
+        if (column.through_base || w.dtype() != x.dtype() || !w.contiguous()) return false;
+    }
+    return true;
+}
+
+// Several right-hand sides that lie side by side in memory, as the columns of an (n, m) array in C order do.
+constexpr std::size_t least_row = 4;
+bool side_by_side(const std::vector<Vector>& x, std::size_t segment) {
+    if (x.size() < least_row) return false;
+    const Segment& first = x[0].segments[segment];
+    for (std::size_t r = 0; r < x.size(); ++r) {
+        const Segment& one = x[r].segments[segment];
+        if (one.shape().size() != 1 || one.dtype() != first.dtype() || one.strides() != first.strides() ||
+            one.data() != first.data() + static_cast<index_t>(r) * itemsize(first.dtype()))
+            return false;
+    }
+    return true;
 }
 
 char* at(const Segment& segment, index_t begin) { return segment.data() + begin * itemsize(segment.dtype()); }
@@ -80,6 +98,18 @@ public:
         }
     }
 
+    // The diagonal of the base in this tile, times a factor.
+    void base_diagonal(double factor, index_t count, double* out) const {
+        if (base_.kind == BaseKind::scalar) {
+            std::fill(out, out + count, factor * base_.scalar);
+            return;
+        }
+        std::fill(out, out + count, factor);
+        base_times(out, count, out);
+    }
+
+    const double* const* data() const { return tiles_.data(); }
+
     void base_times(const double* values, index_t count, double* out) const {
         if (base_.kind == BaseKind::diagonal) hot_loops().multiply(values, diagonal_, count, out);
         else if (base_.kind == BaseKind::inverse_diagonal) hot_loops().divide(values, diagonal_, count, out);
@@ -87,7 +117,6 @@ public:
     }
 
     const double* operator[](std::size_t j) const { return tiles_[j]; }
-    const double* const* data() const { return tiles_.data(); }
 
 private:
     const Base& base_;
@@ -111,24 +140,38 @@ SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, con
     parallel_for(partition.size(), [&](index_t task) {
         const Block block = partition[task];
         double* block_sums = partial.data() + task * m * k * 2;
-        bool tiled = x_exponents != nullptr;
-        for (index_t r = 0; r < m && !tiled; ++r) {
+        const bool scaled = x_exponents != nullptr;
+        bool typed = !scaled;
+        for (index_t r = 0; r < m && typed; ++r) {
             const Segment& segment = x[r].segments[block.segment];
-            tiled = !direct(base, columns, segment, block.segment) || (twofold && segment.dtype() != DType::float64);
+            typed = direct(base, columns, max_dots, segment, block.segment) &&
+                    !(twofold && segment.dtype() != DType::float64);
         }
-        if (!tiled) {
+        if (typed) {
+            const void* w[max_dots];
+            for (index_t j = 0; j < k; ++j) w[j] = at(columns[j], block);
             for (index_t r = 0; r < m; ++r) {
                 const Segment& segment = x[r].segments[block.segment];
-                loops.pair_dots[dtype_index(segment.dtype())](at(columns[0], block), at(columns[1], block),
-                                                              at(segment, block.begin), block.count,
-                                                              block_sums + r * k * 2);
+                loops.dots[k - 1][dtype_index(segment.dtype())](w, at(segment, block.begin), block.count,
+                                                                block_sums + r * k * 2);
             }
             return;
         }
+        const bool rows = !scaled && side_by_side(x, block.segment);
+        std::vector<double> row_sums(rows ? static_cast<std::size_t>(2 * k * m) : 0, 0.0);
         ColumnTiles tiles(base, columns, x_exponents != nullptr);
         auto buffer = std::make_unique<TileBuffer>();
         for_each_tile(block, [&](index_t begin, index_t count) {
             tiles.read(block.segment, begin, count);
+            if (rows) {
+                const Segment& first = x[0].segments[block.segment];
+                const index_t stride = first.strides()[0];
+                for (index_t j = 0; j < k; ++j)
+                    loops.row_dots[dtype_index(first.dtype())](tiles[j], first.data() + begin * stride, count, stride,
+                                                               m, row_sums.data() + 2 * j * m,
+                                                               row_sums.data() + (2 * j + 1) * m);
+                return;
+            }
             for (index_t r = 0; r < m; ++r) {
                 const double factor = x_exponents == nullptr ? 1.0 : std::ldexp(1.0, -(*x_exponents)[r]);
                 const double* values = read_tile(x[r].segments[block.segment], begin, count, *buffer, factor);
@@ -142,6 +185,11 @@ SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, con
                 }
             }
         });
+        for (index_t r = 0; r < m && rows; ++r)
+            for (index_t j = 0; j < k; ++j) {
+                block_sums[(r * k + j) * 2] = row_sums[2 * j * m + r];
+                block_sums[(r * k + j) * 2 + 1] = row_sums[(2 * j + 1) * m + r];
+            }
     });
 
     for (index_t task = 0; task < partition.size(); ++task)
@@ -229,28 +277,45 @@ void combine(const Base& base, double factor, const std::vector<Column>& columns
                 weights(j, r) = std::ldexp(weights(j, r), exponent - columns[static_cast<std::size_t>(j)].exponent);
         base_factor = std::ldexp(factor, exponent);
     }
+    std::vector<double> row_weights;  // row by row, for right-hand sides side by side
+    for (index_t j = 0; j < k; ++j)
+        for (index_t r = 0; r < m; ++r) row_weights.push_back(weights(j, r));
 
     parallel_for(partition.size(), [&](index_t task) {
         const Block block = partition[task];
-        bool tiled = scaled;
-        for (index_t r = 0; r < m && !tiled; ++r) {
+        bool typed = !scaled;
+        for (index_t r = 0; r < m && typed; ++r) {
             const Segment &from = x[r].segments[block.segment], &to = out[r].segments[block.segment];
-            tiled = !direct(base, columns, from, block.segment) || to.dtype() != from.dtype() || !to.contiguous();
+            typed = direct(base, columns, max_combine, from, block.segment) && to.dtype() == from.dtype() &&
+                    to.contiguous();
         }
-        if (!tiled) {
+        if (typed) {
+            const void* w[max_combine];
+            for (index_t j = 0; j < k; ++j) w[j] = at(columns[j], block);
             for (index_t r = 0; r < m; ++r) {
                 const Segment &from = x[r].segments[block.segment], &to = out[r].segments[block.segment];
-                loops.combine_pair[dtype_index(from.dtype())](
-                    base_factor * base.scalar, weights(0, r), weights(1, r), at(from, block.begin),
-                    at(columns[0], block), at(columns[1], block), block.count, at(to, block.begin));
+                loops.combine[k - 1][dtype_index(from.dtype())](base_factor * base.scalar, weights.col(r).data(),
+                                                                at(from, block.begin), w, block.count,
+                                                                at(to, block.begin));
             }
             return;
         }
+        const bool rows = !scaled && side_by_side(x, block.segment) && side_by_side(out, block.segment) &&
+                          x[0].segments[block.segment].dtype() == out[0].segments[block.segment].dtype();
         ColumnTiles tiles(base, columns, scaled);
         auto input = std::make_unique<TileBuffer>(), result = std::make_unique<TileBuffer>();
         double* values = result->widened.data();
         for_each_tile(block, [&](index_t begin, index_t count) {
             tiles.read(block.segment, begin, count);
+            if (rows) {
+                const Segment &from = x[0].segments[block.segment], &to = out[0].segments[block.segment];
+                const index_t stride = from.strides()[0], out_stride = to.strides()[0];
+                tiles.base_diagonal(base_factor, count, values);
+                loops.row_combine[dtype_index(from.dtype())](values, tiles.data(), k, row_weights.data(),
+                                                             from.data() + begin * stride, count, stride, m,
+                                                             to.data() + begin * out_stride, out_stride);
+                return;
+            }
             for (index_t r = 0; r < m; ++r) {
                 const double x_factor = scaled ? std::ldexp(1.0, -x_exponents[r]) : 1.0;
                 const double* from = read_tile(x[r].segments[block.segment], begin, count, *input, x_factor);

@@ -140,10 +140,26 @@ STEEPEST_INLINE void sum_lanes_twofold(const Lanes& hi, const Lanes& lo, double*
     hi_lo[1] = rest;
 }
 
+// Inner products of one to three columns with x, each as hi + lo. Bodies apart, because the accumulators have to stay in
+// registers, and an array of them does not.
 template <class T>
-void pair_dots(const void* w0, const void* w1, const void* x, int64_t n, double* hi_lo) {
+void dots_1(const void* const* w, const void* x, int64_t n, double* hi_lo) {
+    Lanes hi = zero_lanes(), lo = hi;
+    const char* const arrays[2] = {static_cast<const char*>(w[0]), static_cast<const char*>(x)};
+    for_each_step<T>(
+        arrays, n,
+        [&](const char* const* at) {
+            for (int v = 0; v < n_vectors; ++v)
+                accumulate_twofold<T>(load<T>(at[0], v), load<T>(at[1], v), hi.part[v], lo.part[v]);
+        },
+        [] {});
+    sum_lanes_twofold(hi, lo, hi_lo);
+}
+
+template <class T>
+void dots_2(const void* const* w, const void* x, int64_t n, double* hi_lo) {
     Lanes hi0 = zero_lanes(), lo0 = hi0, hi1 = hi0, lo1 = hi0;
-    const char* const arrays[3] = {static_cast<const char*>(w0), static_cast<const char*>(w1),
+    const char* const arrays[3] = {static_cast<const char*>(w[0]), static_cast<const char*>(w[1]),
                                    static_cast<const char*>(x)};
     for_each_step<T>(
         arrays, n,
@@ -160,15 +176,41 @@ void pair_dots(const void* w0, const void* w1, const void* x, int64_t n, double*
 }
 
 template <class T>
-void combine_pair(double base, double c0, double c1, const void* x, const void* w0, const void* w1, int64_t n,
-                  void* out) {
-    const vdouble b = broadcast(base), k0 = broadcast(c0), k1 = broadcast(c1);
-    const char *px = static_cast<const char*>(x), *p0 = static_cast<const char*>(w0),
-               *p1 = static_cast<const char*>(w1);
+void dots_3(const void* const* w, const void* x, int64_t n, double* hi_lo) {
+    Lanes hi0 = zero_lanes(), lo0 = hi0, hi1 = hi0, lo1 = hi0, hi2 = hi0, lo2 = hi0;
+    const char* const arrays[4] = {static_cast<const char*>(w[0]), static_cast<const char*>(w[1]),
+                                   static_cast<const char*>(w[2]), static_cast<const char*>(x)};
+    for_each_step<T>(
+        arrays, n,
+        [&](const char* const* at) {
+            for (int v = 0; v < n_vectors; ++v) {
+                const vdouble c = load<T>(at[3], v);
+                accumulate_twofold<T>(load<T>(at[0], v), c, hi0.part[v], lo0.part[v]);
+                accumulate_twofold<T>(load<T>(at[1], v), c, hi1.part[v], lo1.part[v]);
+                accumulate_twofold<T>(load<T>(at[2], v), c, hi2.part[v], lo2.part[v]);
+            }
+        },
+        [] {});
+    sum_lanes_twofold(hi0, lo0, hi_lo);
+    sum_lanes_twofold(hi1, lo1, hi_lo + 2);
+    sum_lanes_twofold(hi2, lo2, hi_lo + 4);
+}
+
+template <class T, int K>
+void combine(double base, const double* c, const void* x, const void* const* w, int64_t n, void* out) {
+    const vdouble b = broadcast(base);
+    vdouble coefficients[K];
+    const char* columns[K];
+    for (int k = 0; k < K; ++k) {
+        coefficients[k] = broadcast(c[k]);
+        columns[k] = static_cast<const char*>(w[k]);
+    }
+    const char* px = static_cast<const char*>(x);
     char* po = static_cast<char*>(out);
     constexpr int bytes = width * T::bytes;
-    const auto step = [&](const char* ax, const char* a0, const char* a1, char* target) {
-        const vdouble value = multiply_add(k1, T::load(a1), multiply_add(k0, T::load(a0), b * T::load(ax)));
+    const auto step = [&](const char* ax, const char* const* aw, int64_t offset, char* target) {
+        vdouble value = b * T::load(ax);
+        for (int k = 0; k < K; ++k) value = multiply_add(coefficients[k], T::load(aw[k] + offset), value);
         T::store(value, target);
     };
     int64_t i = 0;
@@ -176,26 +218,83 @@ void combine_pair(double base, double c0, double c1, const void* x, const void* 
         const int64_t offset = i * T::bytes;
         for (int64_t line = 0; line < n_lanes * T::bytes; line += 64) {
             STEEPEST_PREFETCH(px + offset + prefetch_bytes + line);
-            STEEPEST_PREFETCH(p0 + offset + prefetch_bytes + line);
-            STEEPEST_PREFETCH(p1 + offset + prefetch_bytes + line);
+            for (int k = 0; k < K; ++k) STEEPEST_PREFETCH(columns[k] + offset + prefetch_bytes + line);
         }
         for (int v = 0; v < n_vectors; ++v) {
             const int64_t o = offset + v * bytes;
-            step(px + o, p0 + o, p1 + o, po + o);
+            step(px + o, columns, o, po + o);
         }
     }
     for (; i < n; i += width) {
         const int64_t offset = i * T::bytes;
         if (i + width <= n) {
-            step(px + offset, p0 + offset, p1 + offset, po + offset);
+            step(px + offset, columns, offset, po + offset);
         } else {
-            char tail[4][bytes] = {};
+            char tail_x[bytes] = {}, tails[K][bytes] = {}, result[bytes];
+            const char* tail_w[K];
             const std::size_t left = static_cast<std::size_t>(n - i) * T::bytes;
-            std::memcpy(tail[0], px + offset, left);
-            std::memcpy(tail[1], p0 + offset, left);
-            std::memcpy(tail[2], p1 + offset, left);
-            step(tail[0], tail[1], tail[2], tail[3]);
-            std::memcpy(po + offset, tail[3], left);
+            std::memcpy(tail_x, px + offset, left);
+            for (int k = 0; k < K; ++k) {
+                std::memcpy(tails[k], columns[k] + offset, left);
+                tail_w[k] = tails[k];
+            }
+            step(tail_x, tail_w, 0, result);
+            std::memcpy(po + offset, result, left);
+        }
+    }
+}
+
+// One register's worth of a row, `left` elements of it valid, the others read as zero.
+template <class T>
+STEEPEST_INLINE vdouble load_some(const char* row, int64_t left) {
+    if (left >= width) return T::load(row);
+    char padded[width * T::bytes] = {};
+    std::memcpy(padded, row, static_cast<std::size_t>(left) * T::bytes);
+    return T::load(padded);
+}
+
+template <class T>
+STEEPEST_INLINE void store_some(vdouble value, char* row, int64_t left) {
+    if (left >= width) {
+        T::store(value, row);
+        return;
+    }
+    char padded[width * T::bytes];
+    T::store(value, padded);
+    std::memcpy(row, padded, static_cast<std::size_t>(left) * T::bytes);
+}
+
+// Inner products of one column of doubles with m vectors that lie side by side (C order): adds to hi and lo, m each.
+template <class T>
+void row_dots(const double* w, const void* x, int64_t rows, int64_t stride, int64_t m, double* hi, double* lo) {
+    const char* first = static_cast<const char*>(x);
+    for (int64_t j = 0; j < m; j += width) {
+        const int64_t left = m - j;
+        vdouble h = load_some<Float64>(reinterpret_cast<const char*>(hi + j), left);
+        vdouble l = load_some<Float64>(reinterpret_cast<const char*>(lo + j), left);
+        const char* row = first + j * T::bytes;
+        // One lane for each right-hand side, so its sum is long: in hi + lo for every type.
+        for (int64_t i = 0; i < rows; ++i, row += stride)
+            accumulate_twofold<Float64>(broadcast(w[i]), load_some<T>(row, left), h, l);
+        store_some<Float64>(h, reinterpret_cast<char*>(hi + j), left);
+        store_some<Float64>(l, reinterpret_cast<char*>(lo + j), left);
+    }
+}
+
+// out_ir = base_i x_ir + sum_k c_kr w_ki for m vectors side by side.
+template <class T>
+void row_combine(const double* base, const double* const* w, int64_t k, const double* c, const void* x, int64_t rows,
+                 int64_t stride, int64_t m, void* out, int64_t out_stride) {
+    for (int64_t j = 0; j < m; j += width) {
+        const int64_t left = m - j;
+        const char* from = static_cast<const char*>(x) + j * T::bytes;
+        char* to = static_cast<char*>(out) + j * T::bytes;
+        for (int64_t i = 0; i < rows; ++i, from += stride, to += out_stride) {
+            vdouble value = broadcast(base[i]) * load_some<T>(from, left);
+            for (int64_t a = 0; a < k; ++a)
+                value = multiply_add(broadcast(w[a][i]),
+                                     load_some<Float64>(reinterpret_cast<const char*>(c + a * m + j), left), value);
+            store_some<T>(value, to, left);
         }
     }
 }
@@ -465,6 +564,7 @@ void add_cross_row(double k, double wi, double vi, const double* w, const double
 #define STEEPEST_TEXT_(a) #a
 #define STEEPEST_TEXT(a) STEEPEST_TEXT_(a)
 #define STEEPEST_FOR_EACH_DTYPE(loop) {loop<Float64>, loop<Float32>, loop<Float16>, loop<BFloat16>}
+#define STEEPEST_FOR_EACH_DTYPE_AND(loop, k) {loop<Float64, k>, loop<Float32, k>, loop<Float16, k>, loop<BFloat16, k>}
 
 namespace steepest {
 
@@ -474,8 +574,11 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     STEEPEST_FOR_EACH_DTYPE(widen),
     STEEPEST_FOR_EACH_DTYPE(narrow),
     STEEPEST_FOR_EACH_DTYPE(pair_sums),
-    STEEPEST_FOR_EACH_DTYPE(pair_dots),
-    STEEPEST_FOR_EACH_DTYPE(combine_pair),
+    {STEEPEST_FOR_EACH_DTYPE(dots_1), STEEPEST_FOR_EACH_DTYPE(dots_2), STEEPEST_FOR_EACH_DTYPE(dots_3)},
+    {STEEPEST_FOR_EACH_DTYPE_AND(combine, 1), STEEPEST_FOR_EACH_DTYPE_AND(combine, 2),
+     STEEPEST_FOR_EACH_DTYPE_AND(combine, 3), STEEPEST_FOR_EACH_DTYPE_AND(combine, 4)},
+    STEEPEST_FOR_EACH_DTYPE(row_dots),
+    STEEPEST_FOR_EACH_DTYPE(row_combine),
     dot,
     dot_twofold,
     dot_cascaded,

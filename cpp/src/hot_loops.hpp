@@ -17,6 +17,8 @@ struct Cascade {
     double hi, mid, lo;
 };
 
+constexpr int max_dots = 3, max_combine = 4;  // columns that the typed loops take at once
+
 struct HotLoops {
     const char* name;
 
@@ -24,11 +26,17 @@ struct HotLoops {
     void (*widen[4])(const void* source, std::int64_t n, double* target);
     void (*narrow[4])(const double* source, std::int64_t n, void* target);
     PairSums (*pair_sums[4])(const void* x, const void* y, std::int64_t n);
-    // hi + lo of w0.x and w1.x, as if computed in twice the working precision
-    void (*pair_dots[4])(const void* w0, const void* w1, const void* x, std::int64_t n, double* hi_lo);
-    // out = base*x + c0*w0 + c1*w1
-    void (*combine_pair[4])(double base, double c0, double c1, const void* x, const void* w0, const void* w1,
-                            std::int64_t n, void* out);
+    // hi + lo of w_k.x for k = 0 .. K-1, each as if computed in twice the working precision; indexed by K - 1
+    void (*dots[max_dots][4])(const void* const* w, const void* x, std::int64_t n, double* hi_lo);
+    // out = base*x + sum_k c_k w_k; indexed by K - 1
+    void (*combine[max_combine][4])(double base, const double* c, const void* x, const void* const* w, std::int64_t n,
+                                    void* out);
+    // The same for m vectors x side by side, rows `stride` bytes apart, and columns of doubles: adds w.x_r to
+    // hi[r] + lo[r]; out_ir = base_i x_ir + sum_k c[k m + r] w_ki.
+    void (*row_dots[4])(const double* w, const void* x, std::int64_t rows, std::int64_t stride, std::int64_t m,
+                        double* hi, double* lo);
+    void (*row_combine[4])(const double* base, const double* const* w, std::int64_t k, const double* c, const void* x,
+                           std::int64_t rows, std::int64_t stride, std::int64_t m, void* out, std::int64_t out_stride);
 
     // Loops over tiles of doubles.
     double (*dot)(const double* x, const double* y, std::int64_t n);

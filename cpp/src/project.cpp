@@ -9,8 +9,14 @@
 
 namespace steepest {
 
-void project(const std::vector<Column>& columns, Projection which, const std::vector<Vector>& x,
-             const std::vector<Vector>& out) {
+namespace {
+
+// Squared norms within these limits need no scaling: 2^-600 and 2^600.
+constexpr double least_square = 2.409919865102884e-181, greatest_square = 4.149515568880993e+180;
+
+// Any right-hand sides: inner products and remainders in twice the working precision.
+void project_carefully(const std::vector<Column>& columns, Projection which, const std::vector<Vector>& x,
+                       const std::vector<Vector>& out) {
     const Base identity;
     const auto k = static_cast<Eigen::Index>(columns.size());
     std::vector<const Vector*> vectors;
@@ -36,6 +42,58 @@ void project(const std::vector<Column>& columns, Projection which, const std::ve
     const SmallMatrixDD solution = gram_solve(matrix, products.values);
     const bool onto = which == Projection::onto;
     combine_twofold(onto ? 0.0 : 1.0, scaled, onto ? solution : SmallMatrixDD(-solution), products.exponents, x, out);
+}
+
+// One right-hand side and one or two columns, by the fast loops: one pass for all inner products, one for the result.
+// Returns false, having written nothing, where that would lose digits: numbers out of range, columns that are nearly
+// dependent, or a result that is small against x.
+bool project_fast(const std::vector<Column>& columns, Projection which, const Vector& x, const Vector& out) {
+    const std::size_t k = columns.size();
+    if (k > 2) return false;
+    const Base identity;
+    const bool onto = which == Projection::onto;
+    std::vector<Column> all;
+    for (const Column& column : columns) all.push_back({column.vector, 0, false});
+    all.push_back({&x, 0, false});
+    SmallMatrix gram(k + 1, k + 1);
+    if (k == 1 && !onto) {  // sums in double are enough: an error of theirs is small against the remainder
+        const Gram sums = steepest::gram({columns[0].vector, &x}, Precision::fast);
+        if (!sums.finite || sums.exponents[0] != 0 || sums.exponents[1] != 0) return false;
+        gram << sums.hi[0], sums.hi[1], sums.hi[2], sums.hi[3];
+    } else {
+        std::vector<Vector> right;
+        for (const Column& column : all) right.push_back(*column.vector);
+        const Dots products = dots(identity, all, right);
+        for (std::size_t i = 0; i <= k; ++i) {
+            if (products.exponents[i] != 0) return false;
+            for (std::size_t j = 0; j <= k; ++j) gram(i, j) = products.values(i, j).hi;
+        }
+    }
+    for (std::size_t i = 0; i <= k; ++i)
+        if (!(gram(i, i) > least_square && gram(i, i) < greatest_square)) return false;
+    if (k == 2 && gram(0, 1) * gram(0, 1) > 0.5 * gram(0, 0) * gram(1, 1)) return false;
+    const SmallMatrix inner = gram.topRightCorner(k, 1);
+    SmallMatrix solution = inner / gram(0, 0);
+    if (k == 2) {
+        const double determinant = gram(0, 0) * gram(1, 1) - gram(0, 1) * gram(0, 1);
+        solution << (gram(1, 1) * inner(0) - gram(0, 1) * inner(1)) / determinant,
+            (gram(0, 0) * inner(1) - gram(0, 1) * inner(0)) / determinant;
+    }
+    const double along = inner.cwiseProduct(solution).sum() / gram(k, k);  // cos^2 of x and the span
+    // A remainder is a difference; a projection is not, but its coefficients are sums that cancel.
+    if (!(onto ? along > 1e-10 : 1.0 - along > 0.25)) return false;
+    all.pop_back();
+    combine(identity, onto ? 0.0 : 1.0, all, onto ? solution : SmallMatrix(-solution), {0}, 0, {x}, {out});
+    return true;
+}
+
+}  // namespace
+
+void project(const std::vector<Column>& columns, Projection which, const std::vector<Vector>& x,
+             const std::vector<Vector>& out) {
+    if (columns.empty()) throw std::invalid_argument("expected at least one vector to project on, got none");
+    if (x.size() == 1 && out.size() == 1 && project_fast(columns, which, x[0], out[0])) return;
+    project_carefully(columns, which, x, out);
 }
 
 namespace {

@@ -30,11 +30,30 @@ typedef float vfloat __attribute__((vector_size(width * 4)));
 typedef std::uint32_t vuint32 __attribute__((vector_size(width * 4)));
 typedef std::uint16_t vuint16 __attribute__((vector_size(width * 2)));
 
+// gcc makes a chain of half-width conversions of __builtin_convertvector, hence the intrinsics.
+#if defined(__AVX512F__)
+STEEPEST_INLINE vdouble to_double(vfloat x) { return _mm512_cvtps_pd(x); }
+STEEPEST_INLINE vfloat to_float(vdouble x) { return _mm512_cvtpd_ps(x); }
+STEEPEST_INLINE vuint32 to_uint32(vuint16 x) { return (vuint32)_mm256_cvtepu16_epi32((__m128i)x); }
+STEEPEST_INLINE vuint16 to_uint16(vuint32 x) { return (vuint16)_mm256_cvtepi32_epi16((__m256i)x); }
+#elif defined(__AVX2__)
+STEEPEST_INLINE vdouble to_double(vfloat x) { return _mm256_cvtps_pd(x); }
+STEEPEST_INLINE vfloat to_float(vdouble x) { return _mm256_cvtpd_ps(x); }
+STEEPEST_INLINE vuint32 to_uint32(vuint16 x) {
+    std::int64_t four;
+    std::memcpy(&four, &x, sizeof four);
+    return (vuint32)_mm_cvtepu16_epi32(_mm_cvtsi64_si128(four));
+}
+STEEPEST_INLINE vuint16 to_uint16(vuint32 x) { return __builtin_convertvector(x, vuint16); }
+#else
 STEEPEST_INLINE vdouble to_double(vfloat x) { return __builtin_convertvector(x, vdouble); }
 STEEPEST_INLINE vfloat to_float(vdouble x) { return __builtin_convertvector(x, vfloat); }
 STEEPEST_INLINE vuint32 to_uint32(vuint16 x) { return __builtin_convertvector(x, vuint32); }
 STEEPEST_INLINE vuint16 to_uint16(vuint32 x) { return __builtin_convertvector(x, vuint16); }
+#endif
 STEEPEST_INLINE vdouble broadcast(double x) { return x - vdouble{}; }
+typedef std::int64_t vmask __attribute__((vector_size(width * 8)));
+typedef std::uint64_t vuint64 __attribute__((vector_size(width * 8)));
 #else
 #define STEEPEST_INLINE __forceinline
 #define STEEPEST_PREFETCH(pointer) ((void)(pointer))
@@ -48,6 +67,8 @@ STEEPEST_INLINE vfloat to_float(vdouble x) { return static_cast<float>(x); }
 STEEPEST_INLINE vuint32 to_uint32(vuint16 x) { return x; }
 STEEPEST_INLINE vuint16 to_uint16(vuint32 x) { return static_cast<vuint16>(x); }
 STEEPEST_INLINE vdouble broadcast(double x) { return x; }
+typedef bool vmask;
+typedef std::uint64_t vuint64;
 #endif
 
 template <class To, class From>
@@ -126,17 +147,29 @@ struct Float32 {
     }
 };
 
-// Rounds a double to float so that a second rounding to a narrower type is right: round to odd.
-STEEPEST_INLINE std::uint32_t float_bits_to_odd(double x) {
-    const float nearest = static_cast<float>(x);
-    std::uint32_t u = bits<std::uint32_t>(nearest);
-    const double back = static_cast<double>(nearest);
-    if (back != x && x == x && (u & 1u) == 0) {
-        // `nearest` is even and inexact: the other neighbour of x is odd, and lies towards x.
-        const bool away = (back < x) == (back >= 0 && !(u >> 31));
-        u += away ? 1u : ~0u;
-    }
-    return u;
+STEEPEST_INLINE vdouble select(vmask mask, vdouble yes, vdouble no) {
+#if defined(__GNUC__) || defined(__clang__)
+    return bits<vdouble>((bits<vmask>(yes) & mask) | (bits<vmask>(no) & ~mask));
+#else
+    return mask ? yes : no;
+#endif
+}
+
+// Rounds to nearest, ties to even, with `mantissa_bits` bits after the leading one, and to multiples of `quantum` where
+// the narrow type is subnormal. The result converts to the narrow type without a second rounding.
+template <int mantissa_bits>
+STEEPEST_INLINE vdouble round_to_narrow(vdouble x, double least_normal, double quantum) {
+    constexpr int dropped = 52 - mantissa_bits;
+    const vuint64 u = bits<vuint64>(x);
+    const vuint64 rounded = (u + ((u >> dropped) & 1u) + ((std::uint64_t{1} << (dropped - 1)) - 1)) & ~((std::uint64_t{1} << dropped) - 1);
+    // Adding 1.5 * 2^52 quanta leaves no bits below one quantum.
+    const vdouble magic = broadcast(6755399441055744.0 * quantum);
+    const vdouble subnormal = (x + magic) - magic;
+    const vdouble magnitude = bits<vdouble>(u & ~(std::uint64_t{1} << 63));
+    // A small negative number that rounds to zero stays a negative zero.
+    const vdouble signed_subnormal = bits<vdouble>(bits<vuint64>(subnormal) | (u & (std::uint64_t{1} << 63)));
+    const vdouble normal = select(x == x, bits<vdouble>(rounded), x);  // NaN stays NaN
+    return select(magnitude < broadcast(least_normal), signed_subnormal, normal);
 }
 
 struct BFloat16 {
@@ -147,19 +180,10 @@ struct BFloat16 {
         std::memcpy(&h, p, sizeof h);
         return to_double(bits<vfloat>(to_uint32(h) << 16));
     }
-    static STEEPEST_INLINE std::uint16_t narrow(double x) {
-        std::uint32_t u = float_bits_to_odd(x);
-        if (x != x) return static_cast<std::uint16_t>((u >> 16) | 0x40u);
-        u += 0x7fffu + ((u >> 16) & 1u);  // round to nearest, ties to even
-        return static_cast<std::uint16_t>(u >> 16);
-    }
     static STEEPEST_INLINE void store(vdouble x, char* p) {
-        double lanes[width];
-        std::memcpy(lanes, &x, sizeof x);
-        for (int i = 0; i < width; ++i) {
-            const std::uint16_t h = narrow(lanes[i]);
-            std::memcpy(p + 2 * i, &h, 2);
-        }
+        const vfloat y = to_float(round_to_narrow<7>(x, 1.1754943508222875e-38, 9.183549615799121e-41));  // 2^-126, 2^-133
+        const vuint16 h = to_uint16(bits<vuint32>(y) >> 16);
+        std::memcpy(p, &h, sizeof h);
     }
 };
 
@@ -188,35 +212,34 @@ struct Float16 {
         return to_double(bits<vfloat>(sign | moved | ((vuint32{} - not_finite) & 0x7f800000u)));
 #endif
     }
-    static STEEPEST_INLINE std::uint16_t narrow(double x) {
-        const std::uint32_t u = float_bits_to_odd(x);
-        const std::uint32_t sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
-        if (x != x) return static_cast<std::uint16_t>(sign | 0x7e00u);
-        if (magnitude >= 0x47800000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // 65536 and more
-        std::uint32_t half, dropped;  // the kept bits, and those below them, as numerator of 2^shift
-        int shift;
-        if (magnitude >= 0x38800000u) {  // normal: at least 2^-14
-            shift = 13;
-            half = (magnitude - 0x38000000u) >> shift;
-            dropped = magnitude & 0x1fffu;
-        } else {
-            shift = 126 - static_cast<int>(magnitude >> 23);
-            if (shift > 25) return static_cast<std::uint16_t>(sign);  // below half of the least subnormal
-            const std::uint32_t mantissa = (magnitude & 0x7fffffu) | 0x800000u;
-            half = mantissa >> shift;
-            dropped = mantissa & ((1u << shift) - 1u);
-        }
-        const std::uint32_t tie = 1u << (shift - 1);
-        if (dropped > tie || (dropped == tie && (half & 1u))) ++half;  // may carry into the exponent: that is right
-        return static_cast<std::uint16_t>(sign | half);
-    }
     static STEEPEST_INLINE void store(vdouble x, char* p) {
+        const vdouble rounded = round_to_narrow<10>(x, 6.103515625e-05, 5.960464477539063e-08);  // 2^-14, 2^-24
+#if defined(__AVX512F__)
+        const __m128i h = _mm256_cvtps_ph(_mm512_cvtpd_ps(rounded), _MM_FROUND_TO_NEAREST_INT);
+        std::memcpy(p, &h, sizeof h);
+#elif defined(__AVX2__) && defined(__F16C__)
+        const std::int64_t four = _mm_cvtsi128_si64(_mm_cvtps_ph(_mm256_cvtpd_ps(rounded), _MM_FROUND_TO_NEAREST_INT));
+        std::memcpy(p, &four, sizeof four);
+#else
         double lanes[width];
-        std::memcpy(lanes, &x, sizeof x);
+        std::memcpy(lanes, &rounded, sizeof rounded);
         for (int i = 0; i < width; ++i) {
-            const std::uint16_t h = narrow(lanes[i]);
+            const std::uint16_t h = exact_bits(static_cast<float>(lanes[i]));
             std::memcpy(p + 2 * i, &h, 2);
         }
+#endif
+    }
+
+private:
+    // The bits of a float that float16 holds exactly, or that is beyond its range, or NaN.
+    static STEEPEST_INLINE std::uint16_t exact_bits(float x) {
+        const std::uint32_t u = bits<std::uint32_t>(x), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+        std::uint32_t half;
+        if (magnitude > 0x7f800000u) half = 0x7e00u;
+        else if (magnitude >= 0x47800000u) half = 0x7c00u;  // 65536 and more
+        else if (magnitude >= 0x38800000u) half = (magnitude - 0x38000000u) >> 13;
+        else half = static_cast<std::uint32_t>((x < 0 ? -x : x) * 16777216.0f);  // subnormal: multiples of 2^-24
+        return static_cast<std::uint16_t>(sign | half);
     }
 };
 

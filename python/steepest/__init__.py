@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
         )
     raise
 
-from steepest import spectral
+from steepest import plot, spectral
 from steepest.alignment import Alignment, align
 from steepest.distance import Distance, distance
 from steepest.errors import NotDescentError
@@ -38,6 +38,7 @@ __all__ = [
     "distance",
     "get_num_threads",
     "metric",
+    "plot",
     "set_num_threads",
     "spectral",
 ]

@@ -112,7 +112,9 @@ class Alignment:
         largest = spectral.optimal_eigenvalues(self.cosine, self.sine)[2]
         return -self.grad_norm * (self.update_norm / largest)
 
-    def null_band(self, kind: Literal["isotropic", "sign-flip"] = "isotropic", level: float = 0.95) -> tuple[float, float]:
+    def null_band(
+        self, kind: Literal["isotropic", "sign-flip"] = "isotropic", level: float = 0.95
+    ) -> tuple[float, float]:
         """Interval of angles that chance alone would give.
 
         Parameters
@@ -127,6 +129,11 @@ class Alignment:
         -------
         low, high : float
             Angles in rad, symmetric about 90 degrees.
+
+        Raises
+        ------
+        ValueError
+            `kind` or `level` is no valid value.
 
         Examples
         --------
@@ -222,7 +229,7 @@ def align(
     >>> import steepest
     >>> a = steepest.align([3.0, 4.0], [-3.0, -1.0])
     >>> a.status, round(a.angle_degrees, 4), round(a.cond_min, 4)
-    ('ok', 34.6952, 3.6424)
+    ('ok', 34.6952, 3.6426)
     """
     if blocks == "separate":
         return {name: _align_one(g, u, b) for name, g, u, b in separate_blocks(grad, update, base)}
@@ -245,6 +252,13 @@ def separate_blocks(grad: Any, update: Any, base: Any) -> list[tuple[Any, Any, A
     -------
     list of tuple
         In the order of `grad`.
+
+    Raises
+    ------
+    TypeError
+        An argument is not a mapping.
+    ValueError
+        The names differ.
     """
     for name, value in (("grad", grad), ("update", update)):
         if not isinstance(value, Mapping):
@@ -269,6 +283,11 @@ def matched_pair(grad: Any, update: Any) -> tuple[LongVector, LongVector]:
     -------
     grad, update : LongVector
         The update in the order of the gradient's names.
+
+    Raises
+    ------
+    ValueError
+        Names or shapes differ.
     """
     y = long_vector(grad, "grad")
     if isinstance(update, Mapping) and y.layout.names is not None and set(update) == set(y.layout.names):
@@ -305,7 +324,7 @@ def align_vectors(y: LongVector, g: LongVector, diagonal: LongVector | None = No
     """
     dtype = max((y.coarsest, g.coarsest), key=EPSILON.__getitem__)
     # Coarse input carries no twelve digits of its angle; its sign is certified all the same.
-    tolerance = 1e-13 if dtype == "float64" else 1e-10
+    tolerance = 5e-13 if dtype == "float64" else 1e-10
     gram = _core.angle_gram(y.segments, g.segments, None if diagonal is None else diagonal.segments, tolerance)
     yy, yg, gg, yy_bound, yg_bound, gg_bound = gram.pair
     ey, eg = gram.exponents
@@ -388,11 +407,12 @@ def from_inner_products(
         if size == 1:
             cosine, sine = math.copysign(1.0, cosine), 0.0
         psi = math.atan2(sine, cosine)
-        # d cos = sin d psi and d sin^2 = 2 sin cos d psi, whichever is better conditioned.
+        # For x, psi in [0, pi], |cos x - cos psi| = 2 sin((x + psi)/2) |sin((x - psi)/2)| is at least
+        # sin(psi) |x - psi|/pi and at least 2 (|x - psi|/pi)^2.
         cosine_bound = abs(cosine) * 0.5 * angle_relative_bound + bound / (scaled_norms[0] * scaled_norms[1])
         rounding = 4.0 * 2.0**-53 * psi
-        psi_bound = min(cosine_bound / sine if sine > 0.0 else math.inf, math.sqrt(2.0 * cosine_bound) + 2.0**-52)
-        psi_bound += rounding
+        linear = cosine_bound / sine if sine > 0.0 else math.inf
+        psi_bound = math.pi * min(linear, math.sqrt(0.5 * cosine_bound)) + rounding
     else:
         sign_flip = nan
     return Alignment(

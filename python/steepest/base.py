@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from steepest import _core
 from steepest.alignment import Alignment, align_vectors
 from steepest.arrays import LongVector, long_vector
 from steepest.metrics.interface import Metric
-from steepest.metrics.operator_base import BaseOperator, relative_alignment
+from steepest.metrics.operator_base import BaseOperator, operator_pair
 
-__all__ = ["OperatorPair", "base_alignment", "diagonal_base", "is_diagonal", "operator_pair"]
+__all__ = ["base_alignment", "diagonal_base", "is_diagonal"]
 
 
 def is_diagonal(base: Any) -> bool:
@@ -52,6 +50,11 @@ def diagonal_base(base: Any, like: LongVector) -> LongVector:
     -------
     LongVector
         Views of the diagonal.
+
+    Raises
+    ------
+    ValueError
+        Another shape, or an element that is not positive and finite.
     """
     if isinstance(base, Mapping) and like.layout.names is not None and set(base) == set(like.layout.names):
         base = {name: base[name] for name in like.layout.names}
@@ -67,49 +70,6 @@ def diagonal_base(base: Any, like: LongVector) -> LongVector:
     if wrong >= 0:
         raise ValueError(f"expected a base with positive, finite diagonal, got another value at flat index {wrong}")
     return d
-
-
-@dataclass(frozen=True)
-class OperatorPair:
-    """A pair with its images under an operator base.
-
-    Attributes
-    ----------
-    base : BaseOperator
-        B.
-    y, g : ndarray, shape (n,)
-        -grad and update, float64.
-    image, preimage : ndarray, shape (n,)
-        B g and B^-1 y.
-    """
-
-    base: BaseOperator
-    y: NDArray[np.float64]
-    g: NDArray[np.float64]
-    image: NDArray[np.float64]
-    preimage: NDArray[np.float64]
-
-
-def operator_pair(y: LongVector, g: LongVector, base: Any, solve: Callable[[Any], Any] | None = None) -> OperatorPair:
-    """One product and one solve with the base.
-
-    Parameters
-    ----------
-    y, g : LongVector
-        Gradient and update.
-    base : Metric or LinearOperator
-        B.
-    solve : callable, optional
-        See `BaseOperator`.
-
-    Returns
-    -------
-    OperatorPair
-        Four vectors of length n.
-    """
-    operator = BaseOperator(base, y.size, solve)
-    minus_grad, update = -y.flat(), g.flat()
-    return OperatorPair(operator, minus_grad, update, operator.product(update), operator.solution(minus_grad))
 
 
 def base_alignment(y: LongVector, g: LongVector, base: Any) -> Alignment:
@@ -132,5 +92,4 @@ def base_alignment(y: LongVector, g: LongVector, base: Any) -> Alignment:
     plain = align_vectors(y, g)
     if plain.status not in ("ok", "ascent", "undecided"):
         return plain
-    p = operator_pair(y, g, base)
-    return relative_alignment(plain, p.y, p.g, p.image, p.preimage)
+    return operator_pair(y, g, plain, BaseOperator(base, y.size)).relative

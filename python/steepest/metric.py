@@ -13,14 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from steepest import _core
 from steepest.alignment import Alignment, align_vectors, matched_pair, separate_blocks
 from steepest.arrays import EPSILON, LongVector
-from steepest.base import diagonal_base, is_diagonal, operator_pair
+from steepest.base import diagonal_base, is_diagonal
 from steepest.errors import NotDescentError
 from steepest.metrics.dense import DenseMetric
 from steepest.metrics.diagonal_base import DiagonalBaseMetric
 from steepest.metrics.family import make_family_metric, swapped_alignment
 from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum, check_dense_size
 from steepest.metrics.low_rank import low_rank_form, updated_low_rank
-from steepest.metrics.operator_base import OperatorBaseMetric
+from steepest.metrics.operator_base import BaseOperator, OperatorBaseMetric, operator_pair
 
 __all__ = ["CanonicalForm", "Metric", "Spectrum", "canonical_form", "metric"]
 
@@ -99,7 +99,7 @@ def metric(
     >>> np.allclose(M @ update, -grad), np.allclose(M.solve(-grad), update)
     (True, True)
     >>> [round(x, 4) for x in M.spectrum().values]
-    [0.9636, 1.9231, 3.8378]
+    [0.8009, 1.9231, 3.0452]
     """
     if kind not in ("bfgs", "dfp"):
         raise ValueError(f"expected kind 'bfgs' or 'dfp', got {kind!r}")
@@ -111,6 +111,11 @@ def metric(
     a = align_vectors(y, g)
     if a.status != "ok":
         raise NotDescentError({None: a})
+    if not (0.0 < a.rho < math.inf and max(a.grad_norm, a.update_norm) < math.inf):
+        raise ValueError(
+            f"|grad| = {a.grad_norm:.6g}, |update| = {a.update_norm:.6g} or their ratio {a.rho:.6g} is out of the range "
+            "of float64: rescale one of them, which multiplies every metric by the same factor"
+        )
     dtype = min((*y.dtypes, *g.dtypes), key=EPSILON.__getitem__)
     if complement is not None:
         if base is not None or alpha != "optimal":
@@ -170,21 +175,15 @@ def _from_base(
         # DFP is BFGS of the inverse base for the swapped pair, inverted.
         swapped = swapped_alignment(relative)
         return DiagonalBaseMetric(d, -1, g, y, 1.0, -1.0, swapped, a, dtype, like, inverse=True)
-    if not isinstance(base, Metric) and not hasattr(base, "matvec") and not hasattr(base, "__matmul__"):
-        raise TypeError(
-            "expected base to be a positive diagonal (array or mapping), a Metric or a SciPy LinearOperator, got "
-            f"{type(base).__name__}"
-        )
     if isinstance(base, Metric):
         base._require_definite("a base")
-        if kind == "bfgs" and base.size == y.size and base._layout.sizes == y.layout.sizes and low_rank_form(base):
-            return updated_low_rank(base, y, g, a, dtype, like)
-    if kind == "dfp":
-        raise TypeError("expected kind 'bfgs' for an operator or Metric as base; 'dfp' takes a diagonal base or alpha")
-    p = operator_pair(y, g, base, base_solve)
-    if not float(p.g @ p.image) > 0.0:
-        raise ValueError("expected a symmetric positive definite base, got one with update^T B update <= 0")
-    return OperatorBaseMetric(p.base, p.y, p.g, p.image, p.preimage, y, a, dtype, like)
+        if base._layout.sizes == y.layout.sizes and low_rank_form(base) is not None:
+            return updated_low_rank(base, y, g, a, kind, dtype, like)
+    pair = operator_pair(y, g, a, BaseOperator(base, y.size, base_solve))
+    if kind == "bfgs":
+        return OperatorBaseMetric(pair, y, a, dtype, like)
+    # DFP is BFGS of the inverse base for the swapped pair, inverted.
+    return OperatorBaseMetric(pair.swapped(), y, a, dtype, like, inverse=True)
 
 
 def _from_complement(y: LongVector, g: LongVector, a: Alignment, u: NDArray[Any], dtype: str, like: Any) -> Metric:
@@ -197,16 +196,16 @@ def _from_complement(y: LongVector, g: LongVector, a: Alignment, u: NDArray[Any]
     u = u.astype(np.float64)
     if not np.all(np.isfinite(u)):
         raise ValueError("expected a finite complement, got NaN or Inf")
-    minus_grad, update = -y.flat(), g.flat()
+    minus_grad, update = -y.flat() / a.grad_norm, g.flat() / a.update_norm  # unit vectors: y.g may be out of range
     slack = np.abs(update @ u)
-    allowed = 64 * n * EPSILON[a.dtype] * a.update_norm * np.linalg.norm(u, axis=0)
+    allowed = 64 * n * EPSILON[a.dtype] * np.linalg.norm(u, axis=0)
     if np.any(slack > allowed):
         worst = int(np.argmax(slack - allowed))
         raise ValueError(
-            f"expected columns orthogonal to the update, got column {worst} with |u.update| = {slack[worst]:.3g}; "
-            "project it: u - update (update.u)/(update.update)"
+            f"expected columns orthogonal to the update, got column {worst} with |u.update|/|update| = "
+            f"{slack[worst]:.3g}; project it: u - update (update.u)/(update.update)"
         )
-    matrix = np.outer(minus_grad, minus_grad) / -a.inner_product + u @ u.T
+    matrix = (a.rho / a.cosine) * np.outer(minus_grad, minus_grad) + u @ u.T
     values = np.linalg.eigvalsh(matrix)
     if not values[0] > n * 2.0**-52 * values[-1]:
         raise ValueError(
@@ -259,7 +258,10 @@ def canonical_form(
     Raises
     ------
     ValueError
-        M is not square, not symmetric, not positive definite, or does not map update to -grad; says which.
+        M is not square, not symmetric, not positive definite to working precision, or does not map update to -grad;
+        says which.
+    TypeError
+        An argument is not an array of real numbers.
 
     Notes
     -----
@@ -275,8 +277,7 @@ def canonical_form(
     >>> form.U.round(6).T
     array([[0.      , 0.935414]])
     """
-    m = np.asarray(matrix, dtype=np.float64)
-    g = np.asarray(update, dtype=np.float64)
+    m, g = _real_array(matrix, "matrix"), _real_array(update, "update")
     if m.ndim != 2 or m.shape[0] != m.shape[1]:
         raise ValueError(f"expected a square matrix, got shape {m.shape}")
     n = m.shape[0]
@@ -288,13 +289,19 @@ def canonical_form(
     asymmetry = float(np.abs(m - m.T).max())
     if asymmetry > rtol * size:
         raise ValueError(f"expected a symmetric matrix, got entries that differ by {asymmetry:.3g} from the transpose")
+    # Powers of two keep all products in range; the one of the matrix is even, U takes its root.
+    matrix_exponent, update_exponent = 2 * (math.frexp(size)[1] // 2), math.frexp(float(np.abs(g).max()))[1]
+    m, g = np.ldexp(m, -matrix_exponent), np.ldexp(g, -update_exponent)
+    size = math.ldexp(size, -matrix_exponent)
     m = 0.5 * (m + m.T)
     y = m @ g
+    found = np.ldexp(-y, matrix_exponent + update_exponent)
     residual = 0.0
     if grad is not None:
-        wanted = -np.asarray(grad, dtype=np.float64)
+        wanted = -_real_array(grad, "grad")
         if wanted.shape != (n,):
             raise ValueError(f"expected grad of shape ({n},), got {wanted.shape}")
+        wanted = np.ldexp(wanted, -matrix_exponent - update_exponent)
         residual = float(np.linalg.norm(y - wanted) / np.linalg.norm(wanted)) if np.any(wanted) else math.inf
         if not residual <= rtol:
             raise ValueError(
@@ -302,16 +309,27 @@ def canonical_form(
             )
     descent = float(y @ g)
     if not descent > 0.0:
-        raise ValueError(f"expected a positive definite matrix, got update^T M update = {descent:.6g}")
+        raise ValueError(
+            f"expected a positive definite matrix, got update^T M update = {descent:.6g} (matrix and update scaled)"
+        )
     if n == 1:
-        return CanonicalForm(np.zeros((1, 0)), -y, residual)
+        return CanonicalForm(np.zeros((1, 0)), found, residual)
     basis = np.empty((n, n - 1), order="F")
     _core.Complement(g).apply(np.eye(n - 1), basis, columns=True)
     projected = basis.T @ y
     schur = basis.T @ m @ basis - np.outer(projected, projected) / descent
     values, vectors = np.linalg.eigh(0.5 * (schur + schur.T))
-    if not values[0] > 0.0:
+    if not values[0] > n * 2.0**-52 * size:
         raise ValueError(
-            f"expected a positive definite matrix, got one whose Schur complement has the eigenvalue {values[0]:.3g}"
+            "expected a matrix that is positive definite to working precision, got one whose Schur complement has an "
+            f"eigenvalue of {values[0] / size:.3g} times the largest entry"
         )
-    return CanonicalForm(basis @ (vectors * np.sqrt(values)), -y, residual)
+    u = np.ldexp(basis @ (vectors * np.sqrt(values)), matrix_exponent // 2)
+    return CanonicalForm(u, found, residual)
+
+
+def _real_array(x: ArrayLike, name: str) -> NDArray[np.float64]:
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"expected {name} to be an array of real numbers, got {array.dtype} from {type(x).__name__}")
+    return array.astype(np.float64)

@@ -372,7 +372,7 @@ def power_coefficients(p: float, alpha: float, cosine: float, sine: float) -> Co
     first = _first_difference_power(p, plane.minus, plane.gap)
     ratio = math.log1p(plane.gap / plane.minus)
     if _is_close(ratio, p):
-        second = _second_difference_series(p, 0.5 * p * (p - 1.0), alpha, plane)
+        second = _second_difference_series(p, 0.5 * p * (p - 1.0), plane)
     else:
         second = (
             _first_difference_power(p, alpha, plane.above) - _first_difference_power(p, plane.minus, plane.below)
@@ -408,7 +408,7 @@ def log_coefficients(alpha: float, cosine: float, sine: float) -> Coefficients:
     ratio = math.log1p(plane.gap / plane.minus)
     if _is_close(ratio, 1.0):
         # log x is the limit of (x**p - 1) / p: its Taylor coefficients are those of p -> 0, divided by p.
-        second = _second_difference_series(0.0, -0.5, alpha, plane)
+        second = _second_difference_series(0.0, -0.5, plane)
     else:
         second = (
             _first_difference_log(alpha, plane.above) - _first_difference_log(plane.minus, plane.below)
@@ -512,14 +512,12 @@ def _first_difference_log(low: float, gap: float) -> float:
     return 1.0 / low if low + gap == low else math.log1p(gap / low) / gap
 
 
-def _second_difference_series(p: float, leading: float, alpha: float, plane: _Plane) -> float:
-    """f[minus, alpha, plus] by Taylor expansion about the middle of the interval.
-
-    The k-th Taylor coefficient of f is ``leading`` (k = 2) times a product of (p - k) / (k + 1), over m**k; a
-    power of p = 0 with another ``leading`` is the logarithm. With half-width w and the offset of alpha from
-    the middle m in units of w, the divided difference of (x - m)**k is w**(k-2) times a complete homogeneous
-    polynomial S_{k-2} of (-1, offset, 1), and S_j = offset S_{j-1} + (1 for even j).
-    """
+def _second_difference_series(p: float, leading: float, plane: _Plane) -> float:
+    """f[minus, alpha, plus] by Taylor expansion about the middle of the interval."""
+    # The k-th Taylor coefficient of f is `leading` (k = 2) times a product of (p - k) / (k + 1), over m**k; a power of
+    # p = 0 with another `leading` is the logarithm. With half-width w and the offset of alpha from the middle m in
+    # units of w, the divided difference of (x - m)**k is w**(k-2) times a complete homogeneous polynomial S_{k-2} of
+    # (-1, offset, 1), and S_j = offset S_{j-1} + (1 for even j).
     half = 0.5 * plane.gap
     middle = plane.minus + half
     width = half / middle

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from steepest import _core
 from steepest.alignment import Alignment
 from steepest.arrays import ArrayOrMapping, Layout, Segment, widened
-from steepest.metrics.family import swapped_alignment
+from steepest.metrics.family import scaled_alignment, swapped_alignment
 from steepest.metrics.interface import Metric, Spectrum, merged_spectrum
 
 __all__ = ["DenseMetric", "flat_segments", "write_segments"]
@@ -78,15 +77,7 @@ class DenseMetric(Metric):
         return self._with(np.log(self._eigen[0]), None, definite=False)
 
     def _scaled(self, factor: float) -> DenseMetric:
-        a = self.alignment
-        if a is not None:
-            a = dataclasses.replace(
-                a,
-                grad_norm=factor * a.grad_norm,
-                rho=factor * a.rho,
-                inner_product=factor * a.inner_product,
-                inner_product_bound=factor * a.inner_product_bound,
-            )
+        a = scaled_alignment(self.alignment, factor)
         return self._with(factor * self._eigen[0], a, self.positive_definite)
 
     def spectrum(self) -> Spectrum:

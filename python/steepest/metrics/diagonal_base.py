@@ -9,12 +9,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest import _core, spectral
+from steepest import _core
 from steepest.alignment import Alignment, scaled
 from steepest.arrays import ArrayOrMapping, LongVector, Segment, widened
 from steepest.metrics.dense import DenseMetric
-from steepest.metrics.family import swapped_alignment
-from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum, merged_spectrum
+from steepest.metrics.family import column_scale, scaled_alignment, swapped_alignment
+from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum, relative_spectrum
 
 __all__ = ["DiagonalBaseMetric"]
 
@@ -51,27 +51,30 @@ class DiagonalBaseMetric(Metric):
         self._y, self._g, self._y_sign, self._g_sign = y, g, y_sign, g_sign
         # Of (y, g) relative to the base: y^T B^-1 y = relative.grad_norm^2, g^T B g = relative.update_norm^2.
         self._relative = relative
+        norms = relative.grad_norm, relative.update_norm
+        if not (0.0 < relative.rho < math.inf and min(norms) > 0.0 and max(norms) < math.inf):
+            raise ValueError(
+                "inner products with the diagonal base are out of the range of float64: expected vectors and base of "
+                f"moderate size, got |grad| = {norms[0]:.3g} and |update| = {norms[1]:.3g} there; rescale them"
+            )
         self._inverse = inverse
         self._factor = factor
 
     @cached_property
     def _operator(self) -> _core.Operator:
         r = self._relative
-        descent = r.grad_norm * r.update_norm * r.cosine  # y.g
-        sign = self._y_sign * self._g_sign
+        # The columns are scaled to norms near 1 in the geometry of the base: y.g and squares may be out of range.
+        (my, ey), (mg, eg) = column_scale(r.grad_norm), column_scale(r.update_norm)
         # Which vector passes through the operator's own base, B or B^-1: g for M, y for its inverse.
         vectors, through = [self._y.segments, self._g.segments], [self._inverse, not self._inverse]
         if self._inverse:
-            core = np.array([[0.0, -sign / descent], [-sign / descent, (1.0 + r.grad_norm**2 / descent) / descent]])
+            cross = -self._y_sign * self._g_sign / (my * mg * r.cosine)
+            last = scaled(1.0 / (my * mg * r.cosine), eg - ey) + 1.0 / (mg * r.cosine) ** 2
+            core = np.array([[0.0, cross], [cross, last]])
         else:
-            core = np.array([[1.0 / descent, 0.0], [0.0, -1.0 / r.update_norm**2]])
-        if not np.all(np.isfinite(core)):
-            raise ValueError(
-                "inner products with the diagonal base are out of the range of float64: expected vectors and base of "
-                f"moderate size, got |grad|_B = {r.grad_norm:.3g}, |update|_B = {r.update_norm:.3g}; rescale them"
-            )
+            core = np.array([[scaled(1.0 / (my * mg * r.cosine), ey - eg), 0.0], [0.0, -1.0 / mg**2]])
         divides = (self._base_power < 0) != self._inverse
-        return _core.Operator(vectors, [0, 0], through, core, 0, 1.0, self._d.segments, divides)
+        return _core.Operator(vectors, [ey, eg], through, core, 0, 1.0, self._d.segments, divides)
 
     @property
     def alpha(self) -> float:
@@ -103,7 +106,7 @@ class DiagonalBaseMetric(Metric):
         return self._derived(a, not self._inverse, 1.0 / self._factor)
 
     def _scaled(self, factor: float) -> Metric:
-        return self._derived(None, self._inverse, self._factor * factor)
+        return self._derived(scaled_alignment(self.alignment, factor), self._inverse, self._factor * factor)
 
     def _as_dense(self, what: str) -> DenseMetric:
         if self.size > MAX_SIZE:
@@ -122,15 +125,7 @@ class DiagonalBaseMetric(Metric):
         return self._as_dense("the logarithm").log()
 
     def spectrum(self) -> Spectrum:
-        r = self._relative
-        if self.size == 1:
-            values = [(scaled(r.rho, 0), 1)]
-        else:
-            minus, plus = spectral.plane_eigenvalues(1.0 / r.rho, r.cosine, r.sine)
-            values = [(r.rho * minus, 1), (1.0, self.size - 2), (r.rho * plus, 1)]
-        if self._inverse:
-            values = [(1.0 / value, multiplicity) for value, multiplicity in values]
-        return merged_spectrum([(self._factor * value, m) for value, m in values], relative=True)
+        return relative_spectrum(self._relative, self._inverse, self._factor)
 
     def logdet(self) -> float:
         r = self._relative
@@ -157,17 +152,16 @@ class DiagonalBaseMetric(Metric):
 
     def _diagonal(self) -> list[NDArray[np.float64]]:
         r = self._relative
-        descent = r.grad_norm * r.update_norm * r.cosine
         diagonals = []
         for i, shape in enumerate(self._layout.shapes):
             d, y, g = (widened(v.segments[i], v.dtypes[i]) for v in (self._d, self._y, self._g))
             base = d if self._base_power > 0 else 1.0 / d
+            y, g = self._y_sign * (y / r.grad_norm), self._g_sign * (g / r.update_norm)
             if self._inverse:
-                v = y / base
-                cross = self._y_sign * self._g_sign * g * v
-                diagonal = 1.0 / base - 2.0 * cross / descent + (1.0 + r.grad_norm**2 / descent) * g * g / descent
+                last = 1.0 / (r.rho * r.cosine) + 1.0 / r.cosine**2
+                diagonal = 1.0 / base - 2.0 / r.cosine * g * y / base + last * g * g
             else:
-                diagonal = base - (base * g) ** 2 / r.update_norm**2 + y * y / descent
+                diagonal = base - (base * g) ** 2 + r.rho / r.cosine * y * y
             diagonals.append(self._factor * diagonal.reshape(shape))
         return diagonals
 

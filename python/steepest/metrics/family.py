@@ -25,7 +25,26 @@ from steepest.metrics.interface import (
 )
 from steepest.spectral import Coefficients
 
-__all__ = ["FamilyMetric", "Member", "low_rank_quadratic_form", "swapped_alignment"]
+__all__ = ["FamilyMetric", "Member", "column_scale", "low_rank_quadratic_form", "scaled_alignment", "swapped_alignment"]
+
+
+def column_scale(norm: float) -> tuple[float, int]:
+    """Mantissa and power of two by which a long vector enters the compiled core.
+
+    Parameters
+    ----------
+    norm : float
+        Positive and finite.
+
+    Returns
+    -------
+    mantissa : float
+        At least 1/2 and less than 1, but for denormal norms, where it is smaller.
+    exponent : int
+        Power of two whose inverse is in the range of float64, too.
+    """
+    exponent = max(math.frexp(norm)[1], -1021)
+    return math.ldexp(norm, -exponent), exponent
 
 
 def swapped_alignment(a: Alignment) -> Alignment:
@@ -42,6 +61,32 @@ def swapped_alignment(a: Alignment) -> Alignment:
         Same angle; norms exchanged.
     """
     return dataclasses.replace(a, grad_norm=a.update_norm, update_norm=a.grad_norm, rho=1.0 / a.rho)
+
+
+def scaled_alignment(a: Alignment | None, factor: float) -> Alignment | None:
+    """The alignment of the pair (factor * grad, update), of which factor * M is a metric.
+
+    Parameters
+    ----------
+    a : Alignment or None
+        Of (grad, update).
+    factor : float
+        Positive.
+
+    Returns
+    -------
+    Alignment or None
+        Same angle; None for None.
+    """
+    if a is None:
+        return None
+    return dataclasses.replace(
+        a,
+        grad_norm=factor * a.grad_norm,
+        rho=factor * a.rho,
+        inner_product=factor * a.inner_product,
+        inner_product_bound=factor * a.inner_product_bound,
+    )
 
 
 @dataclass(frozen=True)
@@ -173,7 +218,7 @@ class FamilyMetric(Metric):
     @cached_property
     def _operator(self) -> _core.Operator:
         m, k = self._member, self._coefficients
-        (my, ey), (mg, eg) = math.frexp(m.y_norm), math.frexp(m.g_norm)
+        (my, ey), (mg, eg) = column_scale(m.y_norm), column_scale(m.g_norm)
         cross = k.yg * m.y_sign * m.g_sign / (my * mg)
         mantissa, exponent = self._unit()
         core = mantissa * np.array([[k.yy / (my * my), cross], [cross, k.gg / (mg * mg)]])
@@ -204,9 +249,13 @@ class FamilyMetric(Metric):
             alignment = self.alignment
         elif p == -1.0 and self.alignment is not None:
             alignment = swapped_alignment(self.alignment)
-        return FamilyMetric(
-            self._member, alignment, self._dtype, self._like, exponent=total, factor=math.pow(self._factor, p)
-        )
+        try:
+            factor = math.pow(self._factor, p)
+        except OverflowError:
+            factor = math.inf
+        if not 0.0 < factor < math.inf:
+            raise ValueError(f"expected a power in the range of float64, got {self._factor:.6g} to the power {p:.6g}")
+        return FamilyMetric(self._member, alignment, self._dtype, self._like, exponent=total, factor=factor)
 
     def log(self) -> FamilyMetric:
         self._require_definite("log")
@@ -225,18 +274,9 @@ class FamilyMetric(Metric):
         )
 
     def _scaled(self, factor: float) -> FamilyMetric:
-        a = self.alignment
-        if a is not None:  # factor * M is a metric of the pair (factor * grad, update)
-            a = dataclasses.replace(
-                a,
-                grad_norm=factor * a.grad_norm,
-                rho=factor * a.rho,
-                inner_product=factor * a.inner_product,
-                inner_product_bound=factor * a.inner_product_bound,
-            )
         return FamilyMetric(
             self._member,
-            a,
+            scaled_alignment(self.alignment, factor),
             self._dtype,
             self._like,
             exponent=self._p,
@@ -276,8 +316,8 @@ class FamilyMetric(Metric):
             return [np.full(shape, self._plane_values()[1]) for shape in self._layout.shapes]
         diagonals = []
         for y, y_dtype, g, g_dtype in zip(m.y.segments, m.y.dtypes, m.g.segments, m.g.dtypes, strict=True):
-            yh = widened(y, y_dtype) * (m.y_sign / m.y_norm)
-            gh = widened(g, g_dtype) * (m.g_sign / m.g_norm)
+            yh = m.y_sign * (widened(y, y_dtype) / m.y_norm)
+            gh = m.g_sign * (widened(g, g_dtype) / m.g_norm)
             diagonal = k.identity + k.yy * yh * yh + k.gg * gh * gh + 2.0 * k.yg * yh * gh
             diagonals.append(np.ldexp(mantissa * diagonal, exponent))
         return diagonals
@@ -322,17 +362,22 @@ class FamilyMetric(Metric):
         """Orthonormal basis (gh, rh) of span{y, g}, rh the direction of y off g, as an (n, 2) array."""
         m = self._member
         basis = np.empty((self.size, 2), order="F")
-        basis[:, 0] = m.g.flat() * (m.g_sign / m.g_norm)
-        rest = [np.empty(shape) for shape in self._layout.shapes]
+        basis[:, 0] = m.g_sign * (m.g.flat() / m.g_norm)
         if m.sine > 0.0:
             # A small remainder keeps its digits: the projection is right to rounding of the remainder itself.
+            rest = [np.empty(shape) for shape in self._layout.shapes]
             _core.project([m.g.segments], m.y.segments, rest, onto=False)
-        residual = np.concatenate([r.ravel() for r in rest]) if m.sine > 0.0 else np.zeros(self.size)
-        norm = float(np.linalg.norm(residual))
-        if norm > 0.0:
-            basis[:, 1] = residual * (m.y_sign / norm)
-        else:  # psi = 0: any direction orthogonal to g
-            basis[:, 1] = _complement(basis[:, :1], 1)[:, 0]
+            residual = np.concatenate([r.ravel() for r in rest])
+            largest = float(np.abs(residual).max())
+            if largest > 0.0:
+                residual /= largest  # squares stay in range
+                residual /= np.linalg.norm(residual)
+                residual -= basis[:, 0] * (basis[:, 0] @ residual)
+            norm = float(np.linalg.norm(residual))
+            if norm > 0.5:  # else the remainder was rounding along g
+                basis[:, 1] = residual * (m.y_sign / norm)
+                return basis
+        basis[:, 1] = _complement(basis[:, :1], 1)[:, 0]  # psi = 0: any direction orthogonal to g
         return basis
 
 
@@ -408,9 +453,14 @@ def make_family_metric(
     -------
     FamilyMetric
         The metric.
+
+    Raises
+    ------
+    ValueError
+        The eigenvalues are out of the range of float64.
     """
     ratio = 1.0 if y.size == 1 else alpha / a.rho
-    if not 0.0 < ratio < math.inf or not 0.0 < a.rho < math.inf:
+    if not 0.0 < ratio < math.inf:
         raise ValueError(f"alpha = {alpha:.6g} and |grad|/|update| = {a.rho:.6g} are out of the range of float64")
     member = Member(y, g, -1.0, 1.0, a.grad_norm, a.update_norm, a.cosine, a.sine, ratio)
     if kind == "bfgs":

@@ -7,13 +7,14 @@ import math
 import numbers
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 
-from steepest import _core
+from steepest import _core, spectral
 from steepest.alignment import Alignment
 from steepest.arrays import (
     ArrayOrMapping,
@@ -22,6 +23,7 @@ from steepest.arrays import (
     RightHandSide,
     Segment,
     right_hand_side,
+    template_of,
     to_user,
 )
 
@@ -30,7 +32,7 @@ __all__ = ["Metric", "Spectrum", "check_dense_size"]
 MAX_SIZE = 4096  # default limit for anything that needs an n x n matrix
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Spectrum:
     """Distinct eigenvalues of a metric.
 
@@ -58,6 +60,11 @@ class Spectrum:
         """
         return asdict(self)
 
+    def __repr__(self) -> str:
+        listed = [f"{v:.6g} (x {m})" for v, m in zip(self.values, self.multiplicities, strict=True)]
+        shown = listed if len(listed) <= 6 else [*listed[:3], "...", *listed[-3:]]
+        return f"Spectrum({', '.join(shown)}{', relative to a base' * self.relative})"
+
 
 def merged_spectrum(values: list[tuple[float, int]], relative: bool = False) -> Spectrum:
     """A `Spectrum` from (value, multiplicity) pairs in any order; equal values are merged, multiplicity 0 dropped.
@@ -81,6 +88,32 @@ def merged_spectrum(values: list[tuple[float, int]], relative: bool = False) -> 
     return Spectrum(tuple(merged), tuple(merged.values()), relative)
 
 
+def relative_spectrum(relative: Alignment, inverse: bool, factor: float) -> Spectrum:
+    """Spectrum of the BFGS update of a base B relative to B: section 3 in whitened vectors, where B is the identity.
+
+    Parameters
+    ----------
+    relative : Alignment
+        Of the pair relative to B.
+    inverse : bool
+        Whether the metric is the inverse of that update, and its base B^-1.
+    factor : float
+        What the metric is multiplied with.
+
+    Returns
+    -------
+    Spectrum
+        Eigenvalues of ``B^-1 M``.
+    """
+    rho, n = relative.rho, relative.size
+    if n == 1:
+        values = [(rho, 1)]
+    else:
+        minus, plus = spectral.plane_eigenvalues(1.0 / rho, relative.cosine, relative.sine)
+        values = [(rho * minus, 1), (1.0, n - 2), (rho * plus, 1)]
+    return merged_spectrum([(factor * (1.0 / v if inverse else v), m) for v, m in values], relative=True)
+
+
 def check_dense_size(n: int, max_size: int, what: str) -> None:
     """Refuse what would need an n x n matrix for a large n.
 
@@ -90,6 +123,11 @@ def check_dense_size(n: int, max_size: int, what: str) -> None:
         Size and limit.
     what : str
         The method, for the message.
+
+    Raises
+    ------
+    ValueError
+        n > max_size.
     """
     if n > max_size:
         raise ValueError(
@@ -123,7 +161,7 @@ class Metric(ABC):
     def __init__(self, layout: Layout, dtype: str, alignment: Alignment | None, like: ArrayOrMapping) -> None:
         self._layout = layout
         self._dtype = dtype
-        self._like = like
+        self._like = template_of(like)
         self.alignment = alignment
 
     # What a form provides -------------------------------------------------------------------------------------
@@ -268,7 +306,8 @@ class Metric(ABC):
         """
         operand = right_hand_side(x, self._layout)
         output = Output(x, self._layout, out)
-        self._apply(operand.segments, output.segments, operand.columns)
+        if operand.segments[-1].size or not operand.columns:  # no right-hand sides: nothing to do
+            self._apply(operand.segments, output.segments, operand.columns)
         return output.finished()
 
     matmat = matvec
@@ -279,22 +318,22 @@ class Metric(ABC):
         return self.matvec(x)
 
     def __rmatmul__(self, x: ArrayOrMapping) -> Any:
-        transposed = getattr(x, "T", None)
-        if transposed is None or getattr(x, "ndim", 1) < 2:
+        one_vector = self._layout.names is None and getattr(x, "shape", None) == self._layout.shapes[0]
+        if one_vector or getattr(x, "ndim", 1) != 2:
             return self.matvec(x)
-        return self.matvec(transposed).T
+        return self.matvec(x.T).T
 
-    def __mul__(self, factor: float) -> Metric:
+    def __mul__(self, factor: Any) -> Metric:
         if not isinstance(factor, numbers.Real):
             return NotImplemented
-        factor = float(factor)
-        if not (factor > 0.0 and math.isfinite(factor)):
-            raise ValueError(f"expected a positive finite factor, got {factor}: a metric is positive definite")
-        return self._scaled(factor)
+        value = float(factor)
+        if not (value > 0.0 and math.isfinite(value)):
+            raise ValueError(f"expected a positive finite factor, got {value}: a metric is positive definite")
+        return self._scaled(value)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> Metric:
+    def __truediv__(self, divisor: Any) -> Metric:
         if not isinstance(divisor, numbers.Real):
             return NotImplemented
         if not float(divisor) > 0.0:
@@ -316,7 +355,11 @@ class Metric(ABC):
         array or mapping
             As `b`.
         """
-        return self.inv().matvec(b, out)
+        return self._solver.matvec(b, out)
+
+    @cached_property
+    def _solver(self) -> Metric:
+        return self.inv()
 
     def inv(self) -> Metric:
         """The inverse, a Metric of the swapped pair: it maps -grad to update.
@@ -346,6 +389,7 @@ class Metric(ABC):
         float
             Largest over smallest eigenvalue, at least 1.
         """
+        self._require_definite("cond")
         values = self.spectrum().values
         return values[-1] / values[0]
 
@@ -365,8 +409,8 @@ class Metric(ABC):
         check_dense_size(self.size, max_size, "eigvalsh")
         spectrum = self.spectrum()
         if spectrum.relative:
-            return np.linalg.eigvalsh(self._dense())
-        return np.repeat(spectrum.values, spectrum.multiplicities)
+            return np.asarray(np.linalg.eigvalsh(self._dense()), dtype=np.float64)
+        return np.repeat(np.array(spectrum.values), spectrum.multiplicities)
 
     def eigh(self, k: int | None = None, max_size: int = MAX_SIZE) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Eigenvalues with orthonormal eigenvectors.
@@ -374,8 +418,9 @@ class Metric(ABC):
         Parameters
         ----------
         k : int, optional
-            None for all n (n <= max_size). The forms with a scalar base give any k >= 2 for any n: the two eigenpairs
-            in span{grad, update} first, then k - 2 of the bulk.
+            None for all n (n <= max_size). A member of the family (8), its powers and its logarithm give k >= 2 for any
+            n: the two eigenpairs in span{grad, update}, then k - 2 of the bulk. The other forms give the k smallest,
+            from the dense matrix.
         max_size : int
             Largest n accepted where a dense matrix is needed.
 
@@ -494,7 +539,7 @@ class Metric(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         # Views for the compiled core are made anew where a copy or an unpickled metric needs them.
-        return {key: value for key, value in self.__dict__.items() if key != "_operator"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_operator", "_solver")}
 
     def copy(self) -> Self:
         """The same metric on copies of its arrays, which later changes of the originals do not touch.

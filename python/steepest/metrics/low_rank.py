@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from steepest import _core
 from steepest.alignment import Alignment, scaled
 from steepest.arrays import ArrayOrMapping, LongVector, Segment, widened
-from steepest.metrics.family import FamilyMetric, low_rank_quadratic_form, swapped_alignment
+from steepest.metrics.family import (
+    FamilyMetric,
+    column_scale,
+    low_rank_quadratic_form,
+    scaled_alignment,
+    swapped_alignment,
+)
 from steepest.metrics.interface import Metric, Spectrum, merged_spectrum
 
 __all__ = ["LowRankForm", "LowRankMetric", "low_rank_form", "updated_low_rank"]
@@ -79,8 +85,8 @@ def low_rank_form(metric: Metric) -> LowRankForm | None:
     m, k = metric._member, metric._coefficients
     mantissa, exponent = metric._unit()
     if metric.size == 1:
-        return LowRankForm(metric._plane_values()[1], (m.g,), (math.frexp(m.g_norm)[1],), np.zeros((1, 1)))
-    (my, ey), (mg, eg) = math.frexp(m.y_norm), math.frexp(m.g_norm)
+        return LowRankForm(metric._plane_values()[1], (m.g,), (column_scale(m.g_norm)[1],), np.zeros((1, 1)))
+    (my, ey), (mg, eg) = column_scale(m.y_norm), column_scale(m.g_norm)
     cross = k.yg * m.y_sign * m.g_sign / (my * mg)
     core = mantissa * np.array([[k.yy / (my * my), cross], [cross, k.gg / (mg * mg)]])
     return LowRankForm(mantissa * k.identity, (m.y, m.g), (ey, eg), core, exponent)
@@ -187,7 +193,7 @@ class LowRankMetric(Metric):
         return LowRankMetric(
             times(self.form, factor),
             inverse,
-            None,
+            scaled_alignment(self.alignment, factor),
             self._dtype,
             self._like,
             positive_definite=self.positive_definite,
@@ -238,6 +244,11 @@ def form_gram(form: LowRankForm) -> tuple[Matrix, Matrix]:
     -------
     high, low : ndarray, shape (k, k)
         Their unevaluated sum is right to about 32 digits of the norms.
+
+    Raises
+    ------
+    ValueError
+        A vector holds NaN or Inf.
     """
     gram = _core.gram([v.segments for v in form.vectors], "compensated")
     if not gram.finite:
@@ -247,20 +258,25 @@ def form_gram(form: LowRankForm) -> tuple[Matrix, Matrix]:
     return gram.hi * factor, gram.lo * factor
 
 
-def updated_low_rank(base: Metric, y: LongVector, g: LongVector, a: Alignment, dtype: str, like: Any) -> LowRankMetric:
-    """BFGS update of a low-rank metric for -grad = y-direction, update = g.
+def updated_low_rank(
+    base: Metric, grad: LongVector, update: LongVector, a: Alignment, kind: str, dtype: str, like: Any
+) -> Metric:
+    """BFGS or DFP update of a low-rank metric.
 
-    ``M = B - B g g^T B / (g.B g) + y y^T / (y.g)``, the SPD matrix with ``M g = y`` that minimises
-    KL( N(0,M) || N(0,B) ) (section 4; Fletcher 1991).
+    With y = -grad, g = update: ``M = B - B g g^T B / (g.B g) + y y^T / (y.g)`` is the SPD matrix with ``M g = y`` that
+    minimises KL( N(0,M) || N(0,B) ) (section 4; Fletcher 1991). The DFP update of B is the inverse of the BFGS update
+    of B^-1 for the swapped pair (g, y).
 
     Parameters
     ----------
     base : Metric
         B, of the form of `low_rank_form`.
-    y, g : LongVector
-        Gradient (its sign is taken care of) and update.
+    grad, update : LongVector
+        The pair.
     a : Alignment
         Of the pair, status ``ok``.
+    kind : {'bfgs', 'dfp'}
+        Which update.
     dtype : str
         The finer element type.
     like : array or mapping
@@ -268,19 +284,24 @@ def updated_low_rank(base: Metric, y: LongVector, g: LongVector, a: Alignment, d
 
     Returns
     -------
-    LowRankMetric
+    Metric
         With the closed form of its inverse.
     """
     direct, inverse = low_rank_form(base), low_rank_form(base.inv())
-    assert direct is not None and inverse is not None
+    assert direct is not None
+    assert inverse is not None
+    first, second = (grad, a.grad_norm), (update, a.update_norm)
+    signs = (-1.0, 1.0)
+    if kind == "dfp":
+        direct, inverse, first, second, signs = inverse, direct, second, first, (1.0, -1.0)
     k = len(direct.vectors)
-    vectors = (*direct.vectors, y, g)
-    exponents = (*direct.exponents, math.frexp(a.grad_norm)[1], math.frexp(a.update_norm)[1])
+    vectors = (*direct.vectors, first[0], second[0])
+    exponents = (*direct.exponents, column_scale(first[1])[1], column_scale(second[1])[1])
     gram = np.add(*form_gram(LowRankForm(0.0, vectors, exponents, np.zeros((k + 2, k + 2)))))
-    # In coordinates on the scaled columns: -grad and update are
-    minus_grad, update = np.zeros(k + 2), np.zeros(k + 2)
-    minus_grad[k], update[k + 1] = -1.0, 1.0
-    descent = minus_grad @ gram @ update
+    # y and g (or g and y) in coordinates on the scaled columns
+    y, g = np.zeros(k + 2), np.zeros(k + 2)
+    y[k], g[k + 1] = signs
+    descent = y @ gram @ g
     unit = math.ldexp(1.0, exponents[k] - exponents[k + 1])  # of y y^T / (y.g), for the scaled columns
 
     def padded(form: LowRankForm) -> tuple[float, Matrix]:
@@ -288,21 +309,19 @@ def updated_low_rank(base: Metric, y: LongVector, g: LongVector, a: Alignment, d
         return factor * form.scalar, np.pad(factor * form.core, (0, 2))
 
     scalar, core = padded(direct)
-    image = scalar * update + core @ (gram @ update)  # B g
-    core = core - np.outer(image, image) / (update @ gram @ image) + unit * np.outer(minus_grad, minus_grad) / descent
+    image = scalar * g + core @ (gram @ g)  # B g
+    core = core - np.outer(image, image) / (g @ gram @ image) + unit * np.outer(y, y) / descent
 
     inverse_scalar, inverse_core = padded(inverse)
-    image = inverse_scalar * minus_grad + inverse_core @ (gram @ minus_grad)  # B^-1 y
-    cross = np.outer(update, image)
+    image = inverse_scalar * y + inverse_core @ (gram @ y)  # B^-1 y
+    cross = np.outer(g, image)
     inverse_core = (
         inverse_core
         - (cross + cross.T) / descent
-        + (1.0 / unit + (minus_grad @ gram @ image) / descent) * np.outer(update, update) / descent
+        + (1.0 / unit + (y @ gram @ image) / descent) * np.outer(g, g) / descent
     )
-    return LowRankMetric(
-        LowRankForm(scalar, vectors, exponents, core),
-        LowRankForm(inverse_scalar, vectors, exponents, inverse_core),
-        a,
-        dtype,
-        like,
-    )
+    updated = LowRankForm(scalar, vectors, exponents, core)
+    updated_inverse = LowRankForm(inverse_scalar, vectors, exponents, inverse_core)
+    if kind == "dfp":
+        updated, updated_inverse = updated_inverse, updated
+    return LowRankMetric(updated, updated_inverse, a, dtype, like)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,10 +18,10 @@ from steepest import _core
 from steepest.alignment import Alignment, from_inner_products, scaled
 from steepest.arrays import ArrayOrMapping, LongVector, Segment
 from steepest.metrics.dense import DenseMetric, flat_segments, write_segments
-from steepest.metrics.family import swapped_alignment
-from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum
+from steepest.metrics.family import scaled_alignment, swapped_alignment
+from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum, relative_spectrum
 
-__all__ = ["BaseOperator", "OperatorBaseMetric", "relative_alignment"]
+__all__ = ["BaseOperator", "OperatorBaseMetric", "OperatorPair", "operator_pair"]
 
 Vector = NDArray[np.float64]
 
@@ -37,11 +40,53 @@ class BaseOperator:
     """
 
     def __init__(self, base: Any, size: int, solve: Callable[[Vector], Vector] | None = None) -> None:
+        if not (hasattr(base, "matvec") or hasattr(base, "__matmul__")):
+            raise TypeError(
+                "expected base to be a positive diagonal (array or mapping), a Metric or a SciPy LinearOperator, got "
+                f"{type(base).__name__}"
+            )
         if getattr(base, "shape", None) != (size, size):
             raise ValueError(f"expected a base of shape ({size}, {size}), got {getattr(base, 'shape', None)}")
         self.given = base
         self._operator: LinearOperator = base.to_scipy() if isinstance(base, Metric) else aslinearoperator(base)
         self._solve = solve if solve is not None else getattr(base, "solve", None)
+        self._inverted = False
+
+    def inverted(self) -> BaseOperator:
+        """The operator B^-1: product and solution exchanged.
+
+        Returns
+        -------
+        BaseOperator
+            Shares everything with this one.
+        """
+        other = copy.copy(self)
+        other._inverted = not self._inverted
+        return other
+
+    def logdet(self) -> float | None:
+        """Logarithm of the determinant where the given operator has such a method.
+
+        Returns
+        -------
+        float or None
+            None if it has none.
+        """
+        method = getattr(self.given, "logdet", None)
+        if method is None:
+            return None
+        return -float(method()) if self._inverted else float(method())
+
+    def trace(self) -> float | None:
+        """Trace where the given operator has such a method.
+
+        Returns
+        -------
+        float or None
+            None if it has none.
+        """
+        method = getattr(self.given, "trace", None)
+        return None if method is None or self._inverted else float(method())
 
     def product(self, x: Vector) -> Vector:
         """B x.
@@ -56,7 +101,7 @@ class BaseOperator:
         ndarray
             Of the shape of `x`.
         """
-        return np.asarray(self._operator @ x, dtype=np.float64)
+        return self._given_solution(x) if self._inverted else self._given_product(x)
 
     def solution(self, b: Vector) -> Vector:
         """B^-1 b.
@@ -76,76 +121,148 @@ class BaseOperator:
         ValueError
             Conjugate gradients did not converge: the base is ill-conditioned or not positive definite.
         """
+        return self._given_product(b) if self._inverted else self._given_solution(b)
+
+    def _given_product(self, x: Vector) -> Vector:
+        return np.asarray(self._operator @ x, dtype=np.float64)
+
+    def _given_solution(self, b: Vector) -> Vector:
         if self._solve is not None:
             return np.asarray(self._solve(b), dtype=np.float64)
         if b.ndim == 2:
-            return np.stack([self.solution(column) for column in b.T], axis=1)
-        x, failed = cg(self._operator, b, rtol=1e-12, maxiter=10 * self._operator.shape[0])
-        if failed:
+            return np.stack([self._given_solution(column) for column in b.T], axis=1)
+        largest = float(np.abs(b).max())
+        if not math.isfinite(largest):
+            return np.full(b.shape, math.nan)
+        exponent = math.frexp(largest)[1]  # squares must stay in range
+        with np.errstate(all="ignore"):  # an indefinite base may divide by zero
+            x, failed = cg(self._operator, np.ldexp(b, -exponent), rtol=1e-12, maxiter=10 * self._operator.shape[0])
+        if failed or not np.isfinite(x).all():
             raise ValueError(
                 "conjugate gradients on the base did not reach a relative residual of 1e-12: expected a symmetric "
                 "positive definite base of moderate condition number; pass base_solve="
             )
-        return np.asarray(x, dtype=np.float64)
+        return np.ldexp(np.asarray(x, dtype=np.float64), exponent)
 
 
-def relative_alignment(plain: Alignment, y: Vector, g: Vector, image: Vector, preimage: Vector) -> Alignment:
-    """The alignment of (y, g) relative to B.
+@dataclass(frozen=True)
+class OperatorPair:
+    """A pair (y, g) with its images under an operator base B, scaled by powers of two to moderate size.
+
+    Attributes
+    ----------
+    base : BaseOperator
+        B.
+    y, g : ndarray, shape (n,)
+        The vectors of the pair times 2**-exponents.
+    image, preimage : ndarray, shape (n,)
+        B g and B^-1 y of these; their own error is that of the operator and not covered by any bound.
+    exponents : tuple of int
+        Of y and g.
+    relative : Alignment
+        Of the pair relative to B.
+    """
+
+    base: BaseOperator
+    y: Vector
+    g: Vector
+    image: Vector
+    preimage: Vector
+    exponents: tuple[int, int]
+    relative: Alignment
+
+    def swapped(self) -> OperatorPair:
+        """The pair (g, y) over the base B^-1.
+
+        Returns
+        -------
+        OperatorPair
+            Shares all vectors.
+        """
+        return OperatorPair(
+            self.base.inverted(),
+            self.g,
+            self.y,
+            self.preimage,
+            self.image,
+            (self.exponents[1], self.exponents[0]),
+            swapped_alignment(self.relative),
+        )
+
+
+def operator_pair(grad: LongVector, update: LongVector, plain: Alignment, base: BaseOperator) -> OperatorPair:
+    """One product and one solve with the base, and the alignment relative to it.
 
     Parameters
     ----------
+    grad, update : LongVector
+        The pair, finite and not zero.
     plain : Alignment
         Of the pair without base.
-    y, g : ndarray, shape (n,)
-        -grad and update.
-    image, preimage : ndarray, shape (n,)
-        B g and B^-1 y; their own error is that of the operator and not covered by the bounds.
+    base : BaseOperator
+        B.
 
     Returns
     -------
-    Alignment
-        With ``relative=True``.
+    OperatorPair
+        Four vectors of length n.
+
+    Raises
+    ------
+    ValueError
+        The base is seen not to be symmetric positive definite.
     """
-    if plain.status not in ("ok", "ascent", "undecided"):
-        return plain
+    y, g = -grad.flat(), update.flat()
+    ey, eg = (int(np.frexp(np.abs(v).max())[1]) for v in (y, g))
+    y, g = np.ldexp(y, -ey), np.ldexp(g, -eg)
+    image, preimage = base.product(g), base.solution(y)
     yy, gg = float(y @ preimage), float(g @ image)
     if not (yy > 0.0 and gg > 0.0 and math.isfinite(yy) and math.isfinite(gg)):
         raise ValueError(
             "expected a symmetric positive definite base, got one with "
-            f"grad^T B^-1 grad = {yy:.6g} and update^T B update = {gg:.6g}"
+            f"x^T B^-1 x = {yy:.6g} for a multiple of grad and x^T B x = {gg:.6g} for a multiple of update"
         )
     norms = math.sqrt(yy) * math.sqrt(gg)
-    cosine = max(-1.0, min(1.0, plain.inner_product / norms))
+    euclidean = math.ldexp(plain.grad_norm, -ey) * math.ldexp(plain.update_norm, -eg)
+    descent = plain.cosine * euclidean  # y.g
+    if abs(float(preimage @ image) - descent) > 1e-6 * float(np.linalg.norm(preimage) * np.linalg.norm(image)):
+        raise ValueError(
+            "expected a symmetric base with an accurate solve, got one with (B^-1 grad).(B update) = "
+            f"{-float(preimage @ image):.6g} where grad.update = {-descent:.6g} (scaled vectors)"
+        )
     # sin^2 = r^T B r / (y^T B^-1 y) with the residual r = B^-1 y - t g, so that small angles keep their digits.
-    t = -plain.inner_product / gg
+    t = descent / gg
     sine = math.sqrt(min(1.0, max(0.0, float((preimage - t * g) @ (y - t * image)) / yy)))
-    return from_inner_products(
+    relative = from_inner_products(
         size=plain.size,
         dtype=plain.dtype,
         finite=True,
         zero=(False, False),
-        negative_inner=(-plain.inner_product, plain.inner_product_bound),
-        angle=(cosine, sine),
+        negative_inner=(descent, plain.angle_bound * euclidean),
+        angle=(max(-1.0, min(1.0, -descent / norms)), sine),
         angle_relative_bound=2.0**-48,
         scaled_norms=(math.sqrt(yy), math.sqrt(gg)),
-        norms=(math.sqrt(yy), math.sqrt(gg)),
+        norms=(scaled(math.sqrt(yy), ey), scaled(math.sqrt(gg), eg)),
         inner=(plain.inner_product, plain.inner_product_bound),
-        rho=math.sqrt(yy) / math.sqrt(gg),
-        sign_flip=plain.null_sign_flip * (plain.grad_norm * plain.update_norm / norms),
+        rho=scaled(math.sqrt(yy) / math.sqrt(gg), ey - eg),
+        sign_flip=plain.null_sign_flip * euclidean / norms,
         relative=True,
     )
+    # grad.update does not depend on the base, and neither does its certified sign.
+    relative = dataclasses.replace(relative, status=plain.status)
+    return OperatorPair(base, y, g, image, preimage, (ey, eg), relative)
 
 
 class OperatorBaseMetric(Metric):
-    """BFGS update of an operator B for (y, g), or its inverse; keeps B g and B^-1 y, two more long vectors."""
+    """BFGS update of an operator B for (y, g), or its inverse; keeps B g and B^-1 y, two more long vectors.
+
+    `cond` and `spectrum` are RELATIVE to the base. Diagonal, powers and logarithm are dense, n <= 4096; so are logdet
+    and trace where the base has no methods of these names.
+    """
 
     def __init__(
         self,
-        base: BaseOperator,
-        y: Vector,
-        g: Vector,
-        image: Vector,
-        preimage: Vector,
+        pair: OperatorPair,
         template: LongVector,
         alignment: Alignment | None,
         dtype: str,
@@ -155,7 +272,7 @@ class OperatorBaseMetric(Metric):
         factor: float = 1.0,
     ) -> None:
         super().__init__(template.layout, dtype, alignment, like)
-        self._base, self._y, self._g, self._image, self._preimage = base, y, g, image, preimage
+        self._pair = pair
         self._template = template
         self._inverse = inverse
         self._factor = factor
@@ -163,13 +280,16 @@ class OperatorBaseMetric(Metric):
     @cached_property
     def _operator(self) -> _core.Operator:
         """The low-rank change of B x (or B^-1 x)."""
-        descent = float(self._y @ self._g)
+        p, r = self._pair, self._pair.relative
+        ey, eg = p.exponents
+        # Norms of the scaled vectors in the geometry of the base, and y.g
+        y_norm, g_norm = scaled(r.grad_norm, -ey), scaled(r.update_norm, -eg)
+        descent = y_norm * g_norm * r.cosine
         if self._inverse:
-            ratio = (1.0 + float(self._y @ self._preimage) / descent) / descent
-            columns, core = [self._g, self._preimage], [[ratio, -1.0 / descent], [-1.0 / descent, 0.0]]
+            last = (scaled(1.0, eg - ey) + y_norm / (g_norm * r.cosine)) / descent
+            columns, core = [p.g, p.preimage], [[last, -1.0 / descent], [-1.0 / descent, 0.0]]
         else:
-            columns = [self._y, self._image]
-            core = [[1.0 / descent, 0.0], [0.0, -1.0 / float(self._g @ self._image)]]
+            columns, core = [p.y, p.image], [[scaled(1.0, ey - eg) / descent, 0.0], [0.0, -1.0 / g_norm**2]]
         return _core.Operator([*columns], [0, 0], [False, False], np.array(core))
 
     @property
@@ -178,18 +298,15 @@ class OperatorBaseMetric(Metric):
 
     def _apply(self, x: list[Segment], out: list[Segment], columns: bool) -> None:
         operand = flat_segments(x, columns)
-        source = self._base.solution(operand) if self._inverse else self._base.product(operand)
+        base = self._pair.base
+        source = base.solution(operand) if self._inverse else base.product(operand)
         result = np.empty_like(operand)
         self._operator.apply(operand, result, np.ascontiguousarray(source), columns)
         write_segments(self._factor * result, out, columns)
 
     def _derived(self, alignment: Alignment | None, inverse: bool, factor: float) -> OperatorBaseMetric:
         return OperatorBaseMetric(
-            self._base,
-            self._y,
-            self._g,
-            self._image,
-            self._preimage,
+            self._pair,
             self._template,
             alignment,
             self._dtype,
@@ -203,7 +320,7 @@ class OperatorBaseMetric(Metric):
         return self._derived(a, not self._inverse, 1.0 / self._factor)
 
     def _scaled(self, factor: float) -> Metric:
-        return self._derived(None, self._inverse, self._factor * factor)
+        return self._derived(scaled_alignment(self.alignment, factor), self._inverse, self._factor * factor)
 
     def _as_dense(self, what: str) -> DenseMetric:
         if self.size > MAX_SIZE:
@@ -222,23 +339,26 @@ class OperatorBaseMetric(Metric):
         return self._as_dense("the logarithm").log()
 
     def spectrum(self) -> Spectrum:
-        return self._as_dense("the spectrum").spectrum()
+        return relative_spectrum(self._pair.relative, self._inverse, self._factor)
 
     def logdet(self) -> float:
-        base = getattr(self._base.given, "logdet", None)
+        base = self._pair.base.logdet()
         if base is None:
             return self._as_dense("the determinant").logdet()
         # log det M = log det B + log[(y.g)/(g.B g)]
-        own = base() + math.log(float(self._y @ self._g)) - math.log(float(self._g @ self._image))
+        r = self._pair.relative
+        own = base + math.log(r.rho) + math.log(r.cosine)
         return (-own if self._inverse else own) + self.size * math.log(self._factor)
 
     def trace(self) -> float:
-        base = getattr(self._base.given, "trace", None)
+        p, r = self._pair, self._pair.relative
+        base = p.base.trace()
         if base is None or self._inverse:
             return self._as_dense("the trace").trace()
-        change = float(self._y @ self._y) / float(self._y @ self._g)
-        change -= float(self._image @ self._image) / float(self._g @ self._image)
-        return self._factor * (float(base()) + change)
+        # y.y/(y.g) - |B g|^2/(g.B g)
+        y_norm, g_norm = (scaled(v, -e) for v, e in zip((r.grad_norm, r.update_norm), p.exponents, strict=True))
+        change = scaled(float(p.y @ p.y) / (y_norm * g_norm * r.cosine), p.exponents[0] - p.exponents[1])
+        return self._factor * (base + change - float(p.image @ p.image) / g_norm**2)
 
     def _diagonal(self) -> list[NDArray[np.float64]]:
         return self._as_dense("the diagonal")._diagonal()
@@ -252,9 +372,7 @@ class OperatorBaseMetric(Metric):
     def _dense(self) -> NDArray[np.float64]:
         out = np.empty(self.shape)
         identity = np.eye(self.size)
-        source = self._base.solution(identity) if self._inverse else self._base.product(identity)
+        base = self._pair.base
+        source = base.solution(identity) if self._inverse else base.product(identity)
         self._operator.apply(identity, out, np.ascontiguousarray(source), True)
         return 0.5 * self._factor * (out + out.T)
-
-    def _describe(self) -> list[str]:
-        return ["relative to an operator"]

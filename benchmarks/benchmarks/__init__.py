@@ -1,0 +1,1 @@
+"""Speed of steepest, beside what a user would write without it."""

@@ -1,0 +1,53 @@
+"""Times of calls that compete, taken in turn within one process."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+Call = Callable[[], object]
+
+SHORTEST = 300e-6  # seconds; a sample repeats its call until it lasts this long
+
+
+def _sample(call: Call, repeats: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - begin) / repeats
+
+
+def interleaved(
+    calls: Mapping[str, Call], rounds: int = 5, seconds: float = 0.5, limit: int = 60
+) -> dict[str, np.ndarray]:
+    """Seconds per call of each competitor, a column of samples in shuffled rounds.
+
+    Whatever else the machine does then hits all of them alike. Each sample follows an untimed call, so that it
+    finds caches and thread pools as its own kind left them.
+    """
+    repeats = {}
+    spent = 0.0
+    for name, call in calls.items():
+        call()  # compiles, faults pages in
+        once = min(_sample(call, 1) for _ in range(2))
+        repeats[name] = max(1, int(SHORTEST / max(once, 1e-9)))
+        spent += (repeats[name] + 1) * once
+    rounds = int(min(limit, max(rounds, seconds / spent)))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
+    shuffle = random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            calls[name]()
+            times[name].append(_sample(calls[name], repeats[name]))
+    return {name: np.array(found) for name, found in times.items()}
+
+
+def ratio(ours: Call, peer: Call, seconds: float = 0.5) -> float:
+    """Median time of ours over median time of the peer; below 1 is faster."""
+    times = interleaved({"ours": ours, "peer": peer}, seconds=seconds)
+    return float(np.median(times["ours"]) / np.median(times["peer"]))

@@ -1,0 +1,150 @@
+#!/usr/bin/env -S uv run
+# /// script
+# dependencies = ["nox>=2025.2.9"]
+# ///
+
+"""Developer tasks: ``nox -l`` lists them, ``nox -s tests -- -k metric`` passes arguments on to pytest."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "venv"
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def install_group(session: nox.Session, *names: str) -> None:
+    session.install(*nox.project.dependency_groups(PROJECT, *names))
+
+
+def build_wheel(session: nox.Session, build_dir: str, **definitions: str) -> Path:
+    """Build a wheel in a build tree that stays, for ctest to find its tests in; return its path."""
+    install_group(session, "build")
+    wheels = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    settings = [f"-Ccmake.define.{name}={value}" for name, value in definitions.items()]
+    session.run(
+        *("python", "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={wheels}"),
+        *(f"-Cbuild-dir={build_dir}", *settings, "."),
+    )
+    (wheel,) = wheels.glob("*.whl")
+    return wheel
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff's linter and formatter, and the spelling."""
+    install_group(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("codespell")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Run mypy (strict) on the package, and stubtest on the compiled module."""
+    install_group(session, "typing")
+    session.install(".[test]")
+    session.run("mypy")
+    session.run(
+        *("python", "-m", "mypy.stubtest", "--mypy-config-file=pyproject.toml"),
+        *("--allowlist=.ci/stubtest-allowlist", "steepest._core"),
+    )
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests on NumPy, without the optional array libraries."""
+    session.install(".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def oldest(session: nox.Session) -> None:
+    """Run the tests on the oldest NumPy and SciPy that are supported."""
+    session.install(".[test]", "numpy==2.0.*", "scipy==1.13.*")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def arrays(session: nox.Session) -> None:
+    """Run the tests with PyTorch and JAX installed."""
+    session.install(".[test,torch,jax]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """Run the tests and report which lines of Python they do not reach."""
+    install_group(session, "coverage")
+    session.install(".[test]")
+    session.run("pytest", "--cov", "--cov-report=term-missing", *session.posargs)
+
+
+@nox.session
+def cpp(session: nox.Session) -> None:
+    """Run the C++ checks, warnings being errors."""
+    build_wheel(session, "build/cpp", STEEPEST_CPP_TESTS="ON", STEEPEST_WERROR="ON")
+    session.run("ctest", "--test-dir", "build/cpp", "--output-on-failure", "--no-tests=error")
+
+
+@nox.session(default=False)
+def sanitizers(session: nox.Session) -> None:
+    """Run the C++ checks under ASan with UBSan and under TSan, and the Python tests under ASan with UBSan."""
+    strict = {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+    for name, sanitize in (("tsan", "thread"), ("asan", "address,undefined")):
+        tree = f"build/{name}"
+        wheel = build_wheel(
+            session,
+            tree,
+            STEEPEST_CPP_TESTS="ON",
+            STEEPEST_SANITIZE=sanitize,
+            CMAKE_BUILD_TYPE="RelWithDebInfo",
+        )
+        session.run("ctest", "--test-dir", tree, "--output-on-failure", "--no-tests=error", env=strict)
+    # The last one. Python itself is not instrumented, so the runtime has to be loaded first, and leaks of the
+    # interpreter would be counted as ours.
+    session.install(f"steepest[test] @ {wheel.resolve().as_uri()}")
+    runtime = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    session.run(
+        "pytest", *session.posargs, env={**strict, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    )
+
+
+@nox.session(default=False)
+def sdist(session: nox.Session) -> None:
+    """Build the sdist, a wheel from it, and run the sdist's own tests on that wheel."""
+    session.install("build", "twine")
+    target = Path(session.create_tmp()) / "sdist"
+    shutil.rmtree(target, ignore_errors=True)
+    session.run("python", "-m", "build", "--sdist", f"--outdir={target}")
+    (archive,) = target.glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(archive))
+    session.run("python", "-m", "pip", "wheel", "--no-deps", f"--wheel-dir={target}", str(archive))
+    (wheel,) = target.glob("*.whl")
+    session.install(f"steepest[test] @ {wheel.resolve().as_uri()}")
+    shutil.unpack_archive(archive, target, filter="data")
+    session.chdir(target / archive.name.removesuffix(".tar.gz"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Run the asv suite once, quickly, on the installed package."""
+    install_group(session, "bench")
+    session.install(".[test]")
+    session.chdir("benchmarks")
+    session.run("asv", "machine", "--yes")
+    session.run("asv", "run", "--quick", "--python=same", "--show-stderr", *session.posargs)
+
+
+if __name__ == "__main__":
+    nox.main()
