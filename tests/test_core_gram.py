@@ -32,7 +32,9 @@ def check(vectors: list[Any], precision: str) -> Any:
     gram = _core.gram(vectors, precision)
     assert gram.finite
     assert gram.precision == precision
-    truth = {(i, j): exact_dot(vectors[i], vectors[j]) for i in range(len(vectors)) for j in range(i, len(vectors))}
+    truth = {
+        (i, j): exact_dot(vectors[i], vectors[j]) for i in range(len(vectors)) for j in range(i, len(vectors))
+    }
     for (i, j), expected in truth.items():
         error = abs(entry(gram, i, j) - expected)
         assert error <= bound(gram, i, j), (i, j, float(error))

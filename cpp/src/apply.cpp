@@ -212,6 +212,19 @@ bool in_range(const DoubleDouble& dot) {
 
 }  // namespace
 
+void require_valid(const LowRankOperator& a) {
+    check(a.base, a.columns, {});
+    const auto k = static_cast<Eigen::Index>(a.columns.size());
+    if (a.core.rows() != k || a.core.cols() != k)
+        throw std::invalid_argument("expected a core of " + std::to_string(k) + " x " + std::to_string(k) + ", got " +
+                                    std::to_string(a.core.rows()) + " x " + std::to_string(a.core.cols()));
+    if (a.exponent != 0 && a.base.kind != BaseKind::scalar)
+        throw std::invalid_argument("a diagonal base takes no exponent");
+    if (a.exponent > greatest_exponent || a.exponent < -greatest_exponent)
+        throw std::invalid_argument("expected an exponent of at most " + std::to_string(greatest_exponent) +
+                                    " in size, got " + std::to_string(a.exponent));
+}
+
 Dots dots(const Base& base, const std::vector<Column>& columns, const std::vector<Vector>& x, bool twofold) {
     check(base, columns, x);
     const std::size_t m = x.size();
@@ -365,15 +378,8 @@ void combine_twofold(double factor, const std::vector<Column>& columns, const Sm
 
 void apply(const LowRankOperator& a, const std::vector<Vector>& x, const std::vector<Vector>& source,
            const std::vector<Vector>& out) {
+    require_valid(a);
     const auto k = static_cast<Eigen::Index>(a.columns.size());
-    if (a.core.rows() != k || a.core.cols() != k)
-        throw std::invalid_argument("expected a core of " + std::to_string(k) + " x " + std::to_string(k) + ", got " +
-                                    std::to_string(a.core.rows()) + " x " + std::to_string(a.core.cols()));
-    if (a.exponent != 0 && a.base.kind != BaseKind::scalar)
-        throw std::invalid_argument("a diagonal base takes no exponent");
-    if (a.exponent > greatest_exponent || a.exponent < -greatest_exponent)
-        throw std::invalid_argument("expected an exponent of at most " + std::to_string(greatest_exponent) +
-                                    " in size, got " + std::to_string(a.exponent));
     require_same_layout(x, source);
     Dots products = dots(a.base, a.columns, x);
     SmallMatrix coefficients(k, static_cast<Eigen::Index>(x.size()));

@@ -30,12 +30,12 @@ std::vector<double> widened(const Vector& vector, int exponent) {
 // same with i and j exchanged, so the matrix is symmetric to the last bit.
 void assemble(const LowRankOperator& a, const Segment& out) {
     if (a.columns.empty()) throw std::invalid_argument("expected at least one column, got none");
+    require_valid(a);
     const index_t n = a.columns[0].vector->size();
     const auto k = static_cast<Eigen::Index>(a.columns.size());
     const bool fits = n == 0 ? out.size() == 0 : out.size() % n == 0 && out.size() / n == n;  // n * n may overflow
     if (!fits || !out.contiguous())
         throw std::invalid_argument("expected a contiguous out of " + std::to_string(n) + " x " + std::to_string(n));
-    if (a.core.rows() != k || a.core.cols() != k) throw std::invalid_argument("core and columns differ in size");
     std::vector<double> diagonal(static_cast<std::size_t>(n), a.base.scalar);
     if (a.base.kind != BaseKind::scalar) diagonal = widened(*a.base.diagonal, 0);
     if (a.base.kind == BaseKind::inverse_diagonal)

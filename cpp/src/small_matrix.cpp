@@ -109,7 +109,7 @@ SmallMatrixDD gram_factor(const SmallMatrixDD& g) {
 SmallMatrixDD gram_solve(const SmallMatrixDD& g, const SmallMatrixDD& b) {
     // G = R^T R with R of full row rank: x = R^T (R R^T)^-2 R b is the solution of least norm.
     const SmallMatrixDD r = gram_factor(g);
-    if (r.rows() == 0) return SmallMatrixDD::Zero(g.rows(), b.cols());
+    if (r.rows() == 0 || b.cols() == 0) return SmallMatrixDD::Zero(g.rows(), b.cols());
     const SmallMatrixDD normal = r * r.transpose();
     const Eigen::LLT<SmallMatrixDD> factor(normal);
     const SmallMatrixDD once = factor.solve(r * b);
@@ -138,6 +138,7 @@ SmallSpectrum low_rank_spectrum(const SmallMatrixDD& core, const SmallMatrixDD& 
 SmallPencil low_rank_pencil(double c1, const SmallMatrixDD& core1, double c2, const SmallMatrixDD& core2,
                             const SmallMatrixDD& gram) {
     const SmallMatrixDD r = gram_factor(gram);
+    if (r.rows() == 0) return {Eigen::VectorXd(0), 0.0, 1.0};  // Eigen's solvers take the address of a first element
     const SmallMatrixDD a1 = on_span(c1, core1, r), a2 = on_span(c2, core2, r);
     const Eigen::LLT<SmallMatrixDD> cholesky(a1);
     if (cholesky.info() != Eigen::Success) throw std::invalid_argument("the first matrix is not positive definite");

@@ -39,6 +39,9 @@ struct LowRankOperator {
     int exponent = 0;  // 0 unless the base is a scalar
 };
 
+// Throws std::invalid_argument unless core, columns and base fit together and all exponents are in range.
+void require_valid(const LowRankOperator& a);
+
 // A k x m matrix entry (j, r) times 2^exponents[r]: W^T X, each inner product summed in twice the working precision.
 struct Dots {
     SmallMatrixDD values;
