@@ -114,9 +114,7 @@ def sanitizers(session: nox.Session) -> None:
     runtime = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
     ).stdout.strip()
-    session.run(
-        "pytest", *session.posargs, env={**strict, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
-    )
+    session.run("pytest", *session.posargs, env={**strict, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"})
 
 
 @nox.session(default=False)

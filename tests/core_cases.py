@@ -66,9 +66,7 @@ def exact_dot(x: Array | list[Array], y: Array | list[Array]) -> Fraction:
 def unaligned(vector: Array) -> Array:
     """A copy that begins one byte off its natural alignment."""
     raw = np.zeros(vector.nbytes + 1, np.uint8)
-    view = (
-        raw[1:].view(vector.dtype) if vector.itemsize == 1 else np.frombuffer(raw.data, vector.dtype, -1, 1)
-    )
+    view = raw[1:].view(vector.dtype) if vector.itemsize == 1 else np.frombuffer(raw.data, vector.dtype, -1, 1)
     view[...] = vector
     return view
 

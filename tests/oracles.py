@@ -1,7 +1,8 @@
 """Slow, independent oracles for the tests, and vectors at a prescribed angle.
 
 Inputs are converted to multiple precision exactly; 100 digits are carried so that at least 60 are left after
-the cancellations of any angle down to 1e-15 and of condition numbers up to 1e40. Nothing here uses a closed form of `steepest.spectral`: inner
+the cancellations of any angle down to 1e-15 and of condition numbers up to 1e40. Nothing here uses a closed form of
+`steepest.spectral`: inner
 products are summed exactly, spectra and functions come from an eigendecomposition of the matrix itself, whole
 or restricted to an orthonormal basis of the span of the vectors (so the dimension may be large).
 

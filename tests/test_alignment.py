@@ -194,8 +194,8 @@ def test_blocks() -> None:
         assert getattr(joint, field) == pytest.approx(getattr(flat, field), rel=1e-13)
     separate = steepest.align(grad, update, blocks="separate")
     assert list(separate) == ["a", "b"]
-    for name in grad:
-        assert separate[name] == steepest.align(grad[name], update[name])
+    for name, block in grad.items():
+        assert separate[name] == steepest.align(block, update[name])
     base = {"a": np.full((3, 2), 2.0), "b": aslinearoperator(np.diag([1.0, 2, 3, 4]))}
     with_base = steepest.align(grad, update, base=base, blocks="separate")
     assert with_base["b"].angle == pytest.approx(steepest.align(grad["b"], update["b"], base=np.arange(1.0, 5)).angle)

@@ -10,9 +10,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from core_cases import DTYPES, LAYOUTS, doubles, name_of, stored
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from core_cases import DTYPES, LAYOUTS, doubles, name_of, stored
 from oracles import exact, mp
 from steepest import _core
 
@@ -56,9 +57,7 @@ class Case:
         for column, e, goes in zip(columns, exponents, through, strict=True):
             w = [mp.ldexp(v, -e) for v in exact(doubles(column))]
             self.w.append([b * v for b, v in zip(self.base, w, strict=True)] if goes else w)
-        self.narrow = any(
-            name_of(p) != "float64" for c in columns for p in (c if isinstance(c, list) else [c])
-        )
+        self.narrow = any(name_of(p) != "float64" for c in columns for p in (c if isinstance(c, list) else [c]))
 
     def check(self, x: Any, out: Any, source: Any = None) -> None:
         """out against the operator applied to x: rounding of the result, and of each of its terms."""
@@ -101,9 +100,7 @@ def test_product(size: int, k: int, base: str) -> None:
         assert np.array_equal(out, 2.5 * x)
         return
     through = [bool(j % 2) for j in range(k)]
-    case = Case(
-        columns, symmetric(rng, k), None, through, 1.0 if d is not None else -1.7, d, base == "inverse"
-    )
+    case = Case(columns, symmetric(rng, k), None, through, 1.0 if d is not None else -1.7, d, base == "inverse")
     x, out = rng.standard_normal(size), np.full(size, np.nan)
     case.operator.apply(x, out)
     case.check(x, out)
@@ -322,9 +319,7 @@ def test_results_out_of_range_are_infinite_or_zero() -> None:
     w = np.array([1.0, 2.0])
     operator = _core.Operator([w], [0], [False], np.eye(1), 4000)
     assert np.isinf(_apply(operator, np.array([3.0, 1.0]))).all()
-    assert np.array_equal(
-        _apply(_core.Operator([w], [0], [False], np.eye(1), -4000), np.array([3.0, 1.0])), [0, 0]
-    )
+    assert np.array_equal(_apply(_core.Operator([w], [0], [False], np.eye(1), -4000), np.array([3.0, 1.0])), [0, 0])
 
 
 def test_not_finite_numbers_stay_in_their_column() -> None:
@@ -369,9 +364,7 @@ def test_narrow_results_round_to_nearest_even(dtype: str, sign: float) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_narrow_nan_is_nan(dtype: str) -> None:
-    nans = np.array(
-        [0x7FF8000000000000, 0xFFF8000000000000, 0x7FF0000000000001, 0x7FFFFFFFFFFFFFFF], np.uint64
-    )
+    nans = np.array([0x7FF8000000000000, 0xFFF8000000000000, 0x7FF0000000000001, 0x7FFFFFFFFFFFFFFF], np.uint64)
     out = stored(np.zeros(4), dtype)
     no_columns().apply(nans.view(np.float64), out)
     assert np.isnan(doubles(out)).all()
@@ -412,9 +405,7 @@ def test_assembly(n: int, k: int, base: str) -> None:
     diagonal = np.full(n, 0.7) if d is None else 1 / d if base == "inverse" else d
     w = np.array([doubles(c) / 2 * (diagonal if t else 1) for c, t in zip(columns, through, strict=True)]).T
     size = np.abs(w) @ np.abs(core) @ np.abs(w.T) + np.diag(diagonal)
-    assert (
-        np.abs(out - 2.0**exponent * (np.diag(diagonal) + w @ core @ w.T)) <= 40 * U * 2.0**exponent * size
-    ).all()
+    assert (np.abs(out - 2.0**exponent * (np.diag(diagonal) + w @ core @ w.T)) <= 40 * U * 2.0**exponent * size).all()
     if n < 200:
         x = np.eye(n)
         product = np.empty((n, n))
@@ -571,9 +562,7 @@ def test_products_are_linear_and_symmetric(data: st.DataObject) -> None:
     d = rng.uniform(0.5, 2, n) if data.draw(st.booleans()) else None
     through = [data.draw(st.booleans()) for _ in range(k)]
     columns = list(rng.standard_normal((k, n)) / math.sqrt(n))
-    operator = _core.Operator(
-        columns, [0] * k, through, symmetric(rng, k), 0, 1.0, d, data.draw(st.booleans())
-    )
+    operator = _core.Operator(columns, [0] * k, through, symmetric(rng, k), 0, 1.0, d, data.draw(st.booleans()))
     x, z = rng.standard_normal((2, n))
     ax, az, sum_ = _apply(operator, x), _apply(operator, z), _apply(operator, x - 3 * z)
     size = 100 * U * (np.linalg.norm(x) + np.linalg.norm(z)) ** 2 * (1 + 50 * k)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from core_cases import DTYPES, LAYOUTS, U, doubles, exact_dot, power, stored
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from core_cases import DTYPES, LAYOUTS, U, doubles, exact_dot, power, stored
 from steepest import _core
 
 PRECISIONS = ["fast", "compensated", "exact"]
@@ -32,9 +33,7 @@ def check(vectors: list[Any], precision: str) -> Any:
     gram = _core.gram(vectors, precision)
     assert gram.finite
     assert gram.precision == precision
-    truth = {
-        (i, j): exact_dot(vectors[i], vectors[j]) for i in range(len(vectors)) for j in range(i, len(vectors))
-    }
+    truth = {(i, j): exact_dot(vectors[i], vectors[j]) for i in range(len(vectors)) for j in range(i, len(vectors))}
     for (i, j), expected in truth.items():
         error = abs(entry(gram, i, j) - expected)
         assert error <= bound(gram, i, j), (i, j, float(error))

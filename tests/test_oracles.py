@@ -7,9 +7,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import oracles
 import pytest
 import scipy.linalg
+
+import oracles
 from oracles import mp
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]

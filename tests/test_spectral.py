@@ -6,10 +6,11 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import oracles
 from oracles import mp
 from steepest import spectral
 
@@ -274,9 +275,7 @@ def test_square_of_the_square_root(cases: list[Case]) -> None:
 @pytest.mark.parametrize(("p", "q"), [(0.3, 0.7), (0.5, 1.5), (-0.5, -1.5), (1.0, 1.0), (-0.4, -0.6), (0.25, 0.5)])
 def test_powers_add(cases: list[Case], p: float, q: float) -> None:
     for k in cases:
-        left, right, total = (
-            in_plane(spectral.power_coefficients(x, *k.args), k.member) for x in (p, q, p + q)
-        )
+        left, right, total = (in_plane(spectral.power_coefficients(x, *k.args), k.member) for x in (p, q, p + q))
         assert largest(left * right - total) < 20 * EPS * power_scale(k, p + q)
 
 

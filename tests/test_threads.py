@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from core_cases import DTYPES, doubles, stored
 from steepest import _core
 
@@ -193,8 +194,7 @@ def test_fork_after_the_pool_has_started() -> None:
 
     def grandchild_too() -> bool:
         return (
-            same_bits(results("float64"), expected)
-            and in_child(lambda: same_bits(results("float64"), expected)) == 0
+            same_bits(results("float64"), expected) and in_child(lambda: same_bits(results("float64"), expected)) == 0
         )
 
     for _ in range(3):
@@ -331,9 +331,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
     assert found.returncode == 1
     assert "STEEPEST_ISA=avx9 is not available here; this CPU and build have: " in found.stderr
     assert "baseline" in found.stderr.splitlines()[-1]
-    kernels = (
-        "import numpy as np\nfrom steepest import _core\nfor f in (lambda: _core.gram([np.ones(3)]), lambda: "
-    )
+    kernels = "import numpy as np\nfrom steepest import _core\nfor f in (lambda: _core.gram([np.ones(3)]), lambda: "
     kernels += "_core.first_not_positive(np.ones(10**6))):\n  try: f()\n  except ValueError as e: print(e)"
     try_twice = run(kernels.replace("from steepest import _core", LOAD_CORE), STEEPEST_ISA="avx9")
     assert try_twice.stdout.count("STEEPEST_ISA=avx9 is not available here") == 2, try_twice.stderr

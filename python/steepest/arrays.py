@@ -393,6 +393,7 @@ def _in_library_of(template: Array, result: Array) -> Array:
 
 def to_user(values: Sequence[Segment], like: ArrayOrMapping) -> Any:
     """Hand float arrays back in the structure, library and dtype of `like` (copies)."""
+
     def one(value: Segment, template: Array) -> Array:
         result = _empty_like(template)
         if is_torch(result):

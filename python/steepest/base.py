@@ -31,8 +31,11 @@ def is_diagonal(base: Any) -> bool:
     """
     if isinstance(base, Metric) or hasattr(base, "matvec"):
         return False
-    return isinstance(base, Mapping) or hasattr(base, "__array__") or hasattr(base, "__dlpack__") or isinstance(
-        base, list | tuple
+    return (
+        isinstance(base, Mapping)
+        or hasattr(base, "__array__")
+        or hasattr(base, "__dlpack__")
+        or isinstance(base, list | tuple)
     )
 
 

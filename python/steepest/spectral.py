@@ -277,9 +277,7 @@ def eigenvalue_bounds(cosine: float) -> tuple[float, float]:
     return cosine, 1.0 / cosine
 
 
-def plane_eigenvectors(
-    alpha: float, cosine: float, sine: float
-) -> tuple[tuple[float, float], tuple[float, float]]:
+def plane_eigenvectors(alpha: float, cosine: float, sine: float) -> tuple[tuple[float, float], tuple[float, float]]:
     """Unit eigenvectors of the metric in span{y, g}.
 
     They are given by their coefficients on the orthonormal basis ``gh``, ``rh = (yh - c gh) / s`` (the unit
@@ -479,9 +477,7 @@ def _root_coefficients(p: float, alpha: float, inverse: float, plane: _Plane) ->
         # f1 = 1/outer, f2 = -1/(outer inner), and inner - alpha is the sum of the products of two roots.
         pairs = low * middle + low * high + middle * high
         product = alpha / (outer * inner)
-        return Coefficients(
-            middle, inverse * (pairs / inner) / outer, -(alpha / outer + inverse * product), product
-        )
+        return Coefficients(middle, inverse * (pairs / inner) / outer, -(alpha / outer + inverse * product), product)
     # f1 = -1/(low high outer), f2 = (low + middle + high)/(low middle high outer inner);
     # inner - middle (low + middle + high) = low high.
     scale = 1.0 / (low * high * outer)

@@ -337,9 +337,7 @@ class FamilyMetric(Metric):
     def _dense(self, dtype: np.dtype[Any] = FLOAT64) -> NDArray[Any]:
         return self._assembled(self._operator, dtype)
 
-    def eigh(
-        self, k: int | None = None, max_size: int = MAX_SIZE
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def eigh(self, k: int | None = None, max_size: int = MAX_SIZE) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         n = self.size
         if k is None:
             check_dense_size(n, max_size, "eigh without k")
