@@ -253,14 +253,20 @@ def test_number_of_threads_from_the_environment(text: str, expected: int) -> Non
     assert found.stdout.strip() == str(expected), found.stderr
 
 
-@pytest.mark.parametrize("text", ["", "0", "-2", "many", "3x", "1e3"])
-def test_other_numbers_leave_the_default(text: str) -> None:
+def test_an_empty_number_leaves_the_default() -> None:
     found = run(
         "from steepest import _core; print(_core.get_num_threads(), _core.available_cpus())",
-        STEEPEST_NUM_THREADS=text,
+        STEEPEST_NUM_THREADS="",
     )
     threads, cpus = found.stdout.split()
     assert int(threads) == min(int(cpus), 256)
+
+
+@pytest.mark.parametrize("text", ["0", "-2", "many", "3x", "1e3"])
+def test_other_numbers_are_refused(text: str) -> None:
+    found = run("import steepest", STEEPEST_NUM_THREADS=text)
+    assert found.returncode != 0
+    assert f"ValueError: expected STEEPEST_NUM_THREADS to be a positive integer, got '{text}'" in found.stderr
 
 
 def test_available_cpus_respects_affinity() -> None:

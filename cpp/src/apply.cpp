@@ -160,7 +160,7 @@ SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, con
         const bool rows = !scaled && side_by_side(x, block.segment);
         std::vector<double> row_sums(rows ? static_cast<std::size_t>(2 * k * m) : 0, 0.0);
         ColumnTiles tiles(base, columns, x_exponents != nullptr);
-        auto buffer = std::make_unique<TileBuffer>();
+        const auto buffer = make_tile_buffers(1);
         for_each_tile(block, [&](index_t begin, index_t count) {
             tiles.read(block.segment, begin, count);
             if (rows) {
@@ -174,7 +174,7 @@ SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, con
             }
             for (index_t r = 0; r < m; ++r) {
                 const double factor = x_exponents == nullptr ? 1.0 : std::ldexp(1.0, -(*x_exponents)[r]);
-                const double* values = read_tile(x[r].segments[block.segment], begin, count, *buffer, factor);
+                const double* values = read_tile(x[r].segments[block.segment], begin, count, buffer[0], factor);
                 for (index_t j = 0; j < k; ++j) {
                     double hi_lo[2];
                     loops.dot_twofold(tiles[j], values, count, hi_lo);
@@ -303,8 +303,9 @@ void combine(const Base& base, double factor, const std::vector<Column>& columns
         const bool rows = !scaled && side_by_side(x, block.segment) && side_by_side(out, block.segment) &&
                           x[0].segments[block.segment].dtype() == out[0].segments[block.segment].dtype();
         ColumnTiles tiles(base, columns, scaled);
-        auto input = std::make_unique<TileBuffer>(), result = std::make_unique<TileBuffer>();
-        double* values = result->widened.data();
+        const auto buffers = make_tile_buffers(2);
+        TileBuffer &input = buffers[0], &result = buffers[1];
+        double* values = result.widened.data();
         for_each_tile(block, [&](index_t begin, index_t count) {
             tiles.read(block.segment, begin, count);
             if (rows) {
@@ -318,7 +319,7 @@ void combine(const Base& base, double factor, const std::vector<Column>& columns
             }
             for (index_t r = 0; r < m; ++r) {
                 const double x_factor = scaled ? std::ldexp(1.0, -x_exponents[r]) : 1.0;
-                const double* from = read_tile(x[r].segments[block.segment], begin, count, *input, x_factor);
+                const double* from = read_tile(x[r].segments[block.segment], begin, count, input, x_factor);
                 if (base.kind == BaseKind::scalar) {
                     loops.scale(base_factor * base.scalar, from, count, values);
                 } else {
@@ -327,7 +328,7 @@ void combine(const Base& base, double factor, const std::vector<Column>& columns
                 }
                 for (index_t j = 0; j < k; ++j) loops.add_scaled(weights(j, r), tiles[j], count, values);
                 if (scaled) scale_by_power(exponent + x_exponents[r], values, count);
-                write_tile(out[r].segments[block.segment], begin, count, values, *result);
+                write_tile(out[r].segments[block.segment], begin, count, values, result);
             }
         });
     });

@@ -14,11 +14,11 @@ namespace {
 std::vector<double> widened(const Vector& vector, int exponent) {
     std::vector<double> values;
     values.reserve(static_cast<std::size_t>(vector.size()));
-    const auto buffer = std::make_unique<TileBuffer>();
+    const auto buffer = make_tile_buffers(1);
     for (const Segment& segment : vector.segments)
         for (index_t begin = 0; begin < segment.size(); begin += tile_size) {
             const index_t count = std::min(tile_size, segment.size() - begin);
-            const double* tile = read_tile(segment, begin, count, *buffer, std::ldexp(1.0, -exponent));
+            const double* tile = read_tile(segment, begin, count, buffer[0], std::ldexp(1.0, -exponent));
             values.insert(values.end(), tile, tile + count);
         }
     return values;
@@ -50,8 +50,8 @@ void assemble(const LowRankOperator& a, const Segment& out) {
     const HotLoops& loops = hot_loops();
     const index_t rows_at_once = std::max<index_t>(1, block_size / std::max<index_t>(1, n));
     parallel_for((n + rows_at_once - 1) / rows_at_once, [&](index_t task) {
-        const auto buffer = std::make_unique<TileBuffer>();
-        double* values = buffer->widened.data();
+        const auto buffer = make_tile_buffers(1);
+        double* values = buffer[0].widened.data();
         for (index_t i = task * rows_at_once; i < std::min(n, (task + 1) * rows_at_once); ++i)
             for (index_t begin = 0; begin < n; begin += tile_size) {
                 const index_t count = std::min(tile_size, n - begin);
@@ -72,7 +72,7 @@ void assemble(const LowRankOperator& a, const Segment& out) {
                     loops.scale(std::ldexp(1.0, a.exponent / 2), values, count, values);
                     loops.scale(std::ldexp(1.0, a.exponent - a.exponent / 2), values, count, values);
                 }
-                write_tile(out, i * n + begin, count, values, *buffer);
+                write_tile(out, i * n + begin, count, values, buffer[0]);
             }
     });
 }

@@ -84,7 +84,7 @@ Sums fast_sums(const std::vector<Scaled>& vectors) {
             sums[3] = found.squared_products;
             return;
         }
-        auto buffers = std::make_unique<TileBuffer[]>(k);
+        const auto buffers = make_tile_buffers(static_cast<std::size_t>(k));
         std::vector<const double*> tiles(k);
         for_each_tile(block, [&](index_t begin, index_t count) {
             for (int i = 0; i < k; ++i)
@@ -133,7 +133,7 @@ Sums careful_sums(const std::vector<Scaled>& vectors, const std::vector<Product>
     parallel_for(n_groups, [&](index_t task) {
         Sums& sums = partial[task];
         sums.pairs.resize(products.size());
-        auto buffers = std::make_unique<TileBuffer[]>(k);
+        const auto buffers = make_tile_buffers(static_cast<std::size_t>(k));
         std::vector<const double*> tiles(k);
         std::vector<Cascade> cascades(products.size() * n_lanes);
         for (index_t b = task * group; b < std::min((task + 1) * group, partition.size()); ++b) {
@@ -350,9 +350,9 @@ index_t first_not_positive(const Vector& d) {
     std::vector<index_t> partial(static_cast<std::size_t>(partition.size()), -1);
     parallel_for(partition.size(), [&](index_t task) {
         const Block block = partition[task];
-        auto buffer = std::make_unique<TileBuffer>();
+        const auto buffer = make_tile_buffers(1);
         for_each_tile(block, [&](index_t begin, index_t count) {
-            const double* values = read_tile(d.segments[block.segment], begin, count, *buffer);
+            const double* values = read_tile(d.segments[block.segment], begin, count, buffer[0]);
             for (index_t i = 0; i < count && partial[task] < 0; ++i)
                 if (!(values[i] > 0.0 && std::isfinite(values[i]))) partial[task] = begin + i;
         });
@@ -371,11 +371,11 @@ double max_abs(const Vector& vector) {
     std::vector<double> partial(static_cast<std::size_t>(partition.size()), 0.0);
     parallel_for(partition.size(), [&](index_t task) {
         const Block block = partition[task];
-        auto buffer = std::make_unique<TileBuffer>();
+        const auto buffer = make_tile_buffers(1);
         double largest = 0.0;
         for_each_tile(block, [&](index_t begin, index_t count) {
             const double found = hot_loops().max_abs(
-                read_tile(vector.segments[block.segment], begin, count, *buffer), count);
+                read_tile(vector.segments[block.segment], begin, count, buffer[0]), count);
             if (!(found <= largest)) largest = found;
             if (std::isnan(found)) partial[task] = found;
         });

@@ -130,12 +130,13 @@ Pool& pool() {
 
 int threads_from_environment() {
     const char* text = std::getenv("STEEPEST_NUM_THREADS");
-    if (text != nullptr && *text != '\0') {
-        char* end = nullptr;
-        const long value = std::strtol(text, &end, 10);
-        if (*end == '\0' && value >= 1) return static_cast<int>(std::min<long>(value, max_threads));
-    }
-    return std::min(available_cpus(), max_threads);
+    if (text == nullptr || *text == '\0') return std::min(available_cpus(), max_threads);
+    char* end = nullptr;
+    const long value = std::strtol(text, &end, 10);
+    if (*end != '\0' || value < 1)
+        throw std::invalid_argument("expected STEEPEST_NUM_THREADS to be a positive integer, got '" + std::string(text) +
+                                    "'");
+    return static_cast<int>(std::min<long>(value, max_threads));
 }
 
 std::atomic<int>& thread_count() {

@@ -55,31 +55,32 @@ bool project_fast(const std::vector<Column>& columns, Projection which, const Ve
     std::vector<Column> all;
     for (const Column& column : columns) all.push_back({column.vector, 0, false});
     all.push_back({&x, 0, false});
-    SmallMatrix gram(k + 1, k + 1);
+    SmallMatrixDD gram(k + 1, k + 1);
     if (k == 1 && !onto) {  // sums in double are enough: an error of theirs is small against the remainder
         const Gram sums = steepest::gram({columns[0].vector, &x}, Precision::fast);
         if (!sums.finite || sums.exponents[0] != 0 || sums.exponents[1] != 0) return false;
-        gram << sums.hi[0], sums.hi[1], sums.hi[2], sums.hi[3];
+        gram << sums.entry(0, 0), sums.entry(0, 1), sums.entry(1, 0), sums.entry(1, 1);
     } else {
         std::vector<Vector> right;
         for (const Column& column : all) right.push_back(*column.vector);
         const Dots products = dots(identity, all, right);
         for (std::size_t i = 0; i <= k; ++i) {
             if (products.exponents[i] != 0) return false;
-            for (std::size_t j = 0; j <= k; ++j) gram(i, j) = products.values(i, j).hi;
+            for (std::size_t j = 0; j <= k; ++j) gram(i, j) = products.values(i, j);
         }
     }
     for (std::size_t i = 0; i <= k; ++i)
-        if (!(gram(i, i) > least_square && gram(i, i) < greatest_square)) return false;
-    if (k == 2 && gram(0, 1) * gram(0, 1) > 0.5 * gram(0, 0) * gram(1, 1)) return false;
-    const SmallMatrix inner = gram.topRightCorner(k, 1);
-    SmallMatrix solution = inner / gram(0, 0);
+        if (!(gram(i, i).hi > least_square && gram(i, i).hi < greatest_square)) return false;
+    const SmallMatrixDD inner = gram.topRightCorner(k, 1);
+    SmallMatrixDD exact = inner / gram(0, 0);
     if (k == 2) {
-        const double determinant = gram(0, 0) * gram(1, 1) - gram(0, 1) * gram(0, 1);
-        solution << (gram(1, 1) * inner(0) - gram(0, 1) * inner(1)) / determinant,
-            (gram(0, 0) * inner(1) - gram(0, 1) * inner(0)) / determinant;
+        const DoubleDouble squares = gram(0, 0) * gram(1, 1), determinant = squares - gram(0, 1) * gram(0, 1);
+        if (!(determinant > DoubleDouble(0.1) * squares)) return false;
+        exact(0) = (gram(1, 1) * inner(0) - gram(0, 1) * inner(1)) / determinant;
+        exact(1) = (gram(0, 0) * inner(1) - gram(0, 1) * inner(0)) / determinant;
     }
-    const double along = inner.cwiseProduct(solution).sum() / gram(k, k);  // cos^2 of x and the span
+    const SmallMatrix solution = exact.unaryExpr([](const DoubleDouble& c) { return static_cast<double>(c); });
+    const double along = static_cast<double>(inner.cwiseProduct(exact).sum() / gram(k, k));  // cos^2 of x and the span
     // A remainder is a difference; a projection is not, but its coefficients are sums that cancel.
     if (!(onto ? along > 1e-10 : 1.0 - along > 0.25)) return false;
     all.pop_back();

@@ -13,11 +13,16 @@ namespace steepest {
 
 inline int dtype_index(DType dtype) { return static_cast<int>(dtype); }
 
-// Room for one tile in memory order and one widened tile. Lives on the stack of a task.
+// Room for one tile in memory order and one widened tile.
 struct TileBuffer {
     alignas(64) std::array<char, tile_size * sizeof(double)> gathered;
     alignas(64) std::array<double, tile_size> widened;
 };
+
+// On the heap, and not zeroed: 16 KiB each would cost more than many a small segment.
+inline std::unique_ptr<TileBuffer[]> make_tile_buffers(std::size_t count) {
+    return std::unique_ptr<TileBuffer[]>(new TileBuffer[count]);
+}
 
 // Elements [begin, begin + count) of a segment, count <= tile_size, times 2^exponent.
 inline const double* read_tile(const Segment& segment, index_t begin, index_t count, TileBuffer& buffer,
