@@ -534,7 +534,7 @@ def full(path: Path) -> None:
 
 
 def test_reading_while_another_process_writes(tmp_path: Path) -> None:
-    n, at_once = 30_000, 5
+    n, at_once = 150_000, 5
     with script("write", tmp_path / "run", n, at_once) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "created\n"
@@ -566,7 +566,7 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
     print(result)  # pytest -s: how many were caught creating, appending, or with a torn tail
     assert result["kills"] == KILLS
     assert result["acknowledged"] > KILLS
-    assert result["while_appending"] > KILLS // 4
+    assert result["while_appending"] >= KILLS // 2
 
 
 def kill(folder: Path, kills: int) -> None:
@@ -587,11 +587,13 @@ def kill(folder: Path, kills: int) -> None:
             finally:
                 os._exit(1)
         os.close(send)
+        # a quarter at any time from its start, the others once it is known to append, however slow the machine
+        said = b"" if number % 4 == 0 else os.read(receive, 8)
         time.sleep(rng.uniform(0, 0.01))
         os.kill(process, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(process, 0)[1]), "the writer ended by itself"
         with os.fdopen(receive, "rb") as pipe:
-            said = pipe.read()
+            said += pipe.read()
         acknowledged = struct.unpack_from("<q", said, len(said) - 8)[0] if said else 0
         sums["kills"] += 1
         if not path.exists():
