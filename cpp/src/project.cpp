@@ -56,10 +56,16 @@ bool project_fast(const std::vector<Column>& columns, Projection which, const Ve
     for (const Column& column : columns) all.push_back({column.vector, 0, false});
     all.push_back({&x, 0, false});
     SmallMatrixDD gram(k + 1, k + 1);
-    if (k == 1 && !onto) {  // sums in double are enough: an error of theirs is small against the remainder
-        const Gram sums = steepest::gram({columns[0].vector, &x}, Precision::fast);
-        if (!sums.finite || sums.exponents[0] != 0 || sums.exponents[1] != 0) return false;
-        gram << sums.entry(0, 0), sums.entry(0, 1), sums.entry(1, 0), sums.entry(1, 1);
+    // For a remainder sums in double are enough: an error of theirs is small against it. For narrow types the other way
+    // sums in double too, and reads them directly.
+    if (!onto && (k == 1 || x.has_dtype(DType::float64))) {
+        std::vector<const Vector*> vectors;
+        for (const Column& column : all) vectors.push_back(column.vector);
+        const Gram sums = steepest::gram(vectors, Precision::fast);
+        for (std::size_t i = 0; i <= k; ++i) {
+            if (!sums.finite || sums.exponents[i] != 0) return false;
+            for (std::size_t j = 0; j <= k; ++j) gram(i, j) = sums.entry(static_cast<int>(i), static_cast<int>(j));
+        }
     } else {
         std::vector<Vector> right;
         for (const Column& column : all) right.push_back(*column.vector);
