@@ -66,9 +66,9 @@ struct Job {
 };
 
 // Waking a sleeping thread takes tens of microseconds, as much as a kernel needs for 1e5 elements. So a thread that waits
-// looks a while before it sleeps: about 30 microseconds, enough to go from one pass of a product to the next, and from
-// one product to the next in a tight loop.
-constexpr int spin_rounds = 1500;
+// looks a while before it sleeps: a few microseconds, enough to go from one pass of a product to the next. Longer, and it
+// would lose its turn to other spinning threads (those of a BLAS) on a machine of few cores.
+constexpr int spin_rounds = 150;
 
 template <class Condition>
 void spin_until(Condition condition) {
