@@ -19,10 +19,10 @@ except ModuleNotFoundError as error:
     raise
 
 from steepest import plot, spectral
-from steepest.alignment import Alignment, align
+from steepest.alignment import Alignment
 from steepest.distance import Distance, distance
 from steepest.errors import NotDescentError
-from steepest.metric import CanonicalForm, Metric, Spectrum, canonical_form, metric
+from steepest.metric import CanonicalForm, Metric, Spectrum, align, canonical_form, metric
 
 __all__ = [
     "Alignment",

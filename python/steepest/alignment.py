@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 from scipy.special import betaincinv, ndtri
 
 from steepest import _core, spectral
-from steepest.arrays import EPSILON, ArrayOrMapping, LongVector, long_vector
+from steepest.arrays import EPSILON, LongVector, long_vector
 
-__all__ = ["Alignment", "align"]
+__all__ = ["Alignment", "PairProducts", "align_vectors", "from_products", "matched_pair", "separate_blocks"]
 
 Status = Literal["ok", "ascent", "undecided", "zero_update", "zero_grad", "nonfinite"]
 
@@ -178,66 +178,6 @@ class Alignment:
         return ", ".join(parts) + (", relative to a base" if self.relative else "") + ")"
 
 
-def align(
-    grad: ArrayOrMapping,
-    update: ArrayOrMapping,
-    *,
-    base: Any = None,
-    blocks: Literal["joint", "separate"] = "joint",
-) -> Any:
-    """Angle between -grad and update, with certified status and what it implies for every metric.
-
-    Reads the two vectors once, as a rule; a second, compensated pass settles signs and small angles, and an exact one
-    is the last resort, so for arrays `status` is never ``undecided``. Copies nothing.
-
-    Parameters
-    ----------
-    grad : array or mapping name -> array
-        +dL/dtheta, any shape, float64, float32, float16 or bfloat16. A mapping is ONE vector.
-    update : array or mapping name -> array
-        theta_next - theta (or d theta/dt); shape or names and shapes of `grad`, dtype may differ.
-    base : array, mapping, Metric or LinearOperator, optional
-        A reference metric B: a positive diagonal of the same shape, a `Metric`, or a SciPy LinearOperator that is
-        symmetric positive definite (with a method ``solve``, else conjugate gradients are used). The angle is then
-        the one in that geometry, which does not depend on the units of the parameters if B transforms along.
-    blocks : {'joint', 'separate'}
-        ``separate`` (mappings only) returns a dict name -> Alignment, one for each array.
-
-    Returns
-    -------
-    Alignment or dict
-        Never raises for the values of the data: see `Alignment.status`.
-
-    Raises
-    ------
-    ValueError
-        Shapes or names differ, or a diagonal base is not positive.
-    TypeError
-        An unsupported dtype or type.
-
-    See Also
-    --------
-    steepest.metric : The metric itself.
-
-    Notes
-    -----
-    Sections 0 and 15 of the theory (derived). The norm bounds hold for the numbers in memory; an angle below
-    `Alignment.psi_floor` cannot be told from rounding of the input.
-
-    Examples
-    --------
-    >>> import steepest
-    >>> a = steepest.align([3.0, 4.0], [-3.0, -1.0])
-    >>> a.status, round(a.angle_degrees, 4), round(a.cond_min, 4)
-    ('ok', 34.6952, 3.6426)
-    """
-    if blocks == "separate":
-        return {name: _align_one(g, u, b) for name, g, u, b in separate_blocks(grad, update, base)}
-    if blocks != "joint":
-        raise ValueError(f"expected blocks 'joint' or 'separate', got {blocks!r}")
-    return _align_one(grad, update, base)
-
-
 def separate_blocks(grad: Any, update: Any, base: Any) -> list[tuple[Any, Any, Any, Any]]:
     """(name, grad, update, base) of each array of two mappings.
 
@@ -296,15 +236,6 @@ def matched_pair(grad: Any, update: Any) -> tuple[LongVector, LongVector]:
     if y.layout != g.layout:
         raise ValueError(f"expected update of the same shape as grad, which is {y.layout}, got {g.layout}")
     return y, g
-
-
-def _align_one(grad: Any, update: Any, base: Any) -> Alignment:
-    y, g = matched_pair(grad, update)
-    if base is None:
-        return align_vectors(y, g)
-    from steepest.base import base_alignment  # a base may be a Metric, which is built on alignments
-
-    return base_alignment(y, g, base)
 
 
 def align_vectors(y: LongVector, g: LongVector, diagonal: LongVector | None = None) -> Alignment:

@@ -1,4 +1,4 @@
-"""From a pair (grad, update) to its metric, and from a metric back to its canonical form."""
+"""From a pair (grad, update) to its alignment and its metric, and from a metric back to its canonical form."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from steepest import _core
 from steepest.alignment import Alignment, align_vectors, matched_pair, separate_blocks
-from steepest.arrays import EPSILON, LongVector
-from steepest.base import diagonal_base, is_diagonal
+from steepest.arrays import EPSILON, ArrayOrMapping, LongVector
+from steepest.base import base_alignment, diagonal_base, is_diagonal
 from steepest.errors import NotDescentError
 from steepest.metrics.dense import DenseMetric
 from steepest.metrics.diagonal_base import DiagonalBaseMetric
@@ -22,14 +22,79 @@ from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum, check_dense_s
 from steepest.metrics.low_rank import low_rank_form, updated_low_rank
 from steepest.metrics.operator_base import BaseOperator, OperatorBaseMetric, operator_pair
 
-__all__ = ["CanonicalForm", "Metric", "Spectrum", "canonical_form", "metric"]
+__all__ = ["CanonicalForm", "Metric", "Spectrum", "align", "canonical_form", "metric"]
 
 Alpha = float | Literal["optimal"] | Callable[[Alignment], float]
 
 
+def align(
+    grad: ArrayOrMapping,
+    update: ArrayOrMapping,
+    *,
+    base: Any = None,
+    blocks: Literal["joint", "separate"] = "joint",
+) -> Any:
+    """Angle between -grad and update, with certified status and what it implies for every metric.
+
+    Reads the two vectors once, as a rule; a second, compensated pass settles signs and small angles, and an exact one
+    is the last resort, so for arrays `status` is never ``undecided``. Copies nothing.
+
+    Parameters
+    ----------
+    grad : array or mapping name -> array
+        +dL/dtheta, any shape, float64, float32, float16 or bfloat16. A mapping is ONE vector.
+    update : array or mapping name -> array
+        theta_next - theta (or d theta/dt); shape or names and shapes of `grad`, dtype may differ.
+    base : array, mapping, Metric or LinearOperator, optional
+        A reference metric B: a positive diagonal of the same shape, a `Metric`, or a SciPy LinearOperator that is
+        symmetric positive definite (with a method ``solve``, else conjugate gradients are used). The angle is then
+        the one in that geometry, which does not depend on the units of the parameters if B transforms along.
+    blocks : {'joint', 'separate'}
+        ``separate`` (mappings only) returns a dict name -> Alignment, one for each array.
+
+    Returns
+    -------
+    Alignment or dict
+        Never raises for the values of the data: see `Alignment.status`.
+
+    Raises
+    ------
+    ValueError
+        Shapes or names differ, or a diagonal base is not positive.
+    TypeError
+        An unsupported dtype or type.
+
+    See Also
+    --------
+    steepest.metric : The metric itself.
+
+    Notes
+    -----
+    Sections 0 and 15 of the theory (derived). The norm bounds hold for the numbers in memory; an angle below
+    `Alignment.psi_floor` cannot be told from rounding of the input.
+
+    Examples
+    --------
+    >>> import steepest
+    >>> a = steepest.align([3.0, 4.0], [-3.0, -1.0])
+    >>> a.status, round(a.angle_degrees, 4), round(a.cond_min, 4)
+    ('ok', 34.6952, 3.6426)
+    """
+    if blocks == "separate":
+        return {name: _align_one(g, u, b) for name, g, u, b in separate_blocks(grad, update, base)}
+    if blocks != "joint":
+        raise ValueError(f"expected blocks 'joint' or 'separate', got {blocks!r}")
+    return _align_one(grad, update, base)
+
+
+def _align_one(grad: Any, update: Any, base: Any) -> Alignment:
+    y, g = matched_pair(grad, update)
+    return align_vectors(y, g) if base is None else base_alignment(y, g, base)
+
+
 def metric(
-    grad: Any,
-    update: Any,
+    grad: ArrayOrMapping,
+    update: ArrayOrMapping,
     *,
     alpha: Alpha = "optimal",
     base: Any = None,
@@ -181,9 +246,9 @@ def _from_base(
             return updated_low_rank(base, y, g, a, kind, dtype, like)
     pair = operator_pair(y, g, a, BaseOperator(base, y.size, base_solve))
     if kind == "bfgs":
-        return OperatorBaseMetric(pair, y, a, dtype, like)
+        return OperatorBaseMetric(pair, y.layout, a, dtype, like)
     # DFP is BFGS of the inverse base for the swapped pair, inverted.
-    return OperatorBaseMetric(pair.swapped(), y, a, dtype, like, inverse=True)
+    return OperatorBaseMetric(pair.swapped(), y.layout, a, dtype, like, inverse=True)
 
 
 def _from_complement(y: LongVector, g: LongVector, a: Alignment, u: NDArray[Any], dtype: str, like: Any) -> Metric:

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from steepest import _core
 from steepest.alignment import Alignment, scaled
 from steepest.arrays import ArrayOrMapping, LongVector, Segment, widened
-from steepest.metrics.dense import DenseMetric
-from steepest.metrics.family import column_scale, scaled_alignment, swapped_alignment
-from steepest.metrics.interface import FLOAT64, MAX_SIZE, Metric, Spectrum, relative_spectrum
+from steepest.metrics.family import column_scale
+from steepest.metrics.interface import FLOAT64
+from steepest.metrics.relative import RelativeMetric
 
 __all__ = ["DiagonalBaseMetric"]
 
 _CHUNK = 1 << 16  # elements per step of the sums that are not compiled
 
 
-class DiagonalBaseMetric(Metric):
+class DiagonalBaseMetric(RelativeMetric):
     """BFGS update of a diagonal base B = diag(d)**base_power for the pair (y, g), times a factor; or its inverse.
 
     ``M = B - (B g)(B g)^T / (g.B g) + y y^T / (y.g)`` and
@@ -45,21 +45,16 @@ class DiagonalBaseMetric(Metric):
         like: ArrayOrMapping,
         *,
         inverse: bool = False,
-        factor: float = 1.0,
     ) -> None:
-        super().__init__(y.layout, dtype, alignment, like)
+        super().__init__(relative, y.layout, dtype, alignment, like, inverse=inverse)
         self._d, self._base_power = d, base_power
         self._y, self._g, self._y_sign, self._g_sign = y, g, y_sign, g_sign
-        # Of (y, g) relative to the base: y^T B^-1 y = relative.grad_norm^2, g^T B g = relative.update_norm^2.
-        self._relative = relative
         norms = relative.grad_norm, relative.update_norm
         if not (0.0 < relative.rho < math.inf and min(norms) > 0.0 and max(norms) < math.inf):
             raise ValueError(
                 "inner products with the diagonal base are out of the range of float64: expected vectors and base of "
                 f"moderate size, got |grad| = {norms[0]:.3g} and |update| = {norms[1]:.3g} there; rescale them"
             )
-        self._inverse = inverse
-        self._factor = factor
 
     @cached_property
     def _operator(self) -> _core.Operator:
@@ -77,56 +72,10 @@ class DiagonalBaseMetric(Metric):
         divides = (self._base_power < 0) != self._inverse
         return _core.Operator(vectors, [ey, eg], through, core, 0, 1.0, self._d.segments, divides)
 
-    @property
-    def alpha(self) -> float:
-        return math.nan
-
     def _apply(self, x: list[Segment], out: list[Segment], columns: bool) -> None:
         self._operator.apply(x, out, columns=columns)
         if self._factor != 1.0:
             _core.Operator([], [], [], np.zeros((0, 0)), 0, self._factor).apply(out, out, columns=columns)
-
-    def _derived(self, alignment: Alignment | None, inverse: bool, factor: float) -> DiagonalBaseMetric:
-        return DiagonalBaseMetric(
-            self._d,
-            self._base_power,
-            self._y,
-            self._g,
-            self._y_sign,
-            self._g_sign,
-            self._relative,
-            alignment,
-            self._dtype,
-            self._like,
-            inverse=inverse,
-            factor=factor,
-        )
-
-    def inv(self) -> Metric:
-        a = None if self.alignment is None else swapped_alignment(self.alignment)
-        return self._derived(a, not self._inverse, 1.0 / self._factor)
-
-    def _scaled(self, factor: float) -> Metric:
-        return self._derived(scaled_alignment(self.alignment, factor), self._inverse, self._factor * factor)
-
-    def _as_dense(self, what: str) -> DenseMetric:
-        if self.size > MAX_SIZE:
-            raise TypeError(
-                f"{what} of a metric with a diagonal base has no closed form: expected n <= {MAX_SIZE} for a dense "
-                f"one, got n = {self.size}; whiten the vectors (grad/sqrt(d), update*sqrt(d)) and use base=None"
-            )
-        return DenseMetric(self._dense(), self._layout, self._dtype, self.alignment, self._like)
-
-    def power(self, p: float) -> Metric:
-        if p == 1.0:
-            return self
-        return self.inv() if p == -1.0 else self._as_dense("a power").power(p)
-
-    def log(self) -> Metric:
-        return self._as_dense("the logarithm").log()
-
-    def spectrum(self) -> Spectrum:
-        return relative_spectrum(self._relative, self._inverse, self._factor)
 
     def logdet(self) -> float:
         r = self._relative

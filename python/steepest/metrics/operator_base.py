@@ -16,10 +16,11 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator, cg
 
 from steepest import _core
 from steepest.alignment import Alignment, PairProducts, from_products, scaled
-from steepest.arrays import ArrayOrMapping, LongVector, Segment
-from steepest.metrics.dense import DenseMetric, flat_segments, write_segments
-from steepest.metrics.family import scaled_alignment, swapped_alignment
-from steepest.metrics.interface import FLOAT64, MAX_SIZE, Metric, Spectrum, relative_spectrum
+from steepest.arrays import ArrayOrMapping, Layout, LongVector, Segment
+from steepest.metrics.dense import flat_segments, write_segments
+from steepest.metrics.family import swapped_alignment
+from steepest.metrics.interface import FLOAT64, Metric
+from steepest.metrics.relative import RelativeMetric
 
 __all__ = ["BaseOperator", "OperatorBaseMetric", "OperatorPair", "operator_pair"]
 
@@ -258,7 +259,7 @@ def operator_pair(grad: LongVector, update: LongVector, plain: Alignment, base: 
     return OperatorPair(base, y, g, image, preimage, (ey, eg), relative)
 
 
-class OperatorBaseMetric(Metric):
+class OperatorBaseMetric(RelativeMetric):
     """BFGS update of an operator B for (y, g), or its inverse; keeps B g and B^-1 y, two more long vectors.
 
     `cond` and `spectrum` are RELATIVE to the base. Diagonal, powers and logarithm are dense, n <= 4096; so are logdet
@@ -268,24 +269,20 @@ class OperatorBaseMetric(Metric):
     def __init__(
         self,
         pair: OperatorPair,
-        template: LongVector,
+        layout: Layout,
         alignment: Alignment | None,
         dtype: str,
         like: ArrayOrMapping,
         *,
         inverse: bool = False,
-        factor: float = 1.0,
     ) -> None:
-        super().__init__(template.layout, dtype, alignment, like)
+        super().__init__(pair.relative, layout, dtype, alignment, like, inverse=inverse)
         self._pair = pair
-        self._template = template
-        self._inverse = inverse
-        self._factor = factor
 
     @cached_property
     def _operator(self) -> _core.Operator:
         """The low-rank change of B x (or B^-1 x)."""
-        p, r = self._pair, self._pair.relative
+        p, r = self._pair, self._relative
         ey, eg = p.exponents
         # Norms of the scaled vectors in the geometry of the base, and y.g
         y_norm, g_norm = scaled(r.grad_norm, -ey), scaled(r.update_norm, -eg)
@@ -297,10 +294,6 @@ class OperatorBaseMetric(Metric):
             columns, core = [p.y, p.image], [[scaled(1.0, ey - eg) / descent, 0.0], [0.0, -1.0 / g_norm**2]]
         return _core.Operator([*columns], [0, 0], [False, False], np.array(core))
 
-    @property
-    def alpha(self) -> float:
-        return math.nan
-
     def _apply(self, x: list[Segment], out: list[Segment], columns: bool) -> None:
         operand = flat_segments(x, columns)
         base = self._pair.base
@@ -309,54 +302,17 @@ class OperatorBaseMetric(Metric):
         self._operator.apply(operand, result, np.ascontiguousarray(source), columns)
         write_segments(self._factor * result, out, columns)
 
-    def _derived(self, alignment: Alignment | None, inverse: bool, factor: float) -> OperatorBaseMetric:
-        return OperatorBaseMetric(
-            self._pair,
-            self._template,
-            alignment,
-            self._dtype,
-            self._like,
-            inverse=inverse,
-            factor=factor,
-        )
-
-    def inv(self) -> Metric:
-        a = None if self.alignment is None else swapped_alignment(self.alignment)
-        return self._derived(a, not self._inverse, 1.0 / self._factor)
-
-    def _scaled(self, factor: float) -> Metric:
-        return self._derived(scaled_alignment(self.alignment, factor), self._inverse, self._factor * factor)
-
-    def _as_dense(self, what: str) -> DenseMetric:
-        if self.size > MAX_SIZE:
-            raise TypeError(
-                f"{what} of a metric with an operator as base needs the dense matrix: expected n <= {MAX_SIZE}, "
-                f"got n = {self.size}"
-            )
-        return DenseMetric(self._dense(), self._layout, self._dtype, self.alignment, self._like)
-
-    def power(self, p: float) -> Metric:
-        if p == 1.0:
-            return self
-        return self.inv() if p == -1.0 else self._as_dense("a power").power(p)
-
-    def log(self) -> Metric:
-        return self._as_dense("the logarithm").log()
-
-    def spectrum(self) -> Spectrum:
-        return relative_spectrum(self._pair.relative, self._inverse, self._factor)
-
     def logdet(self) -> float:
         base = self._pair.base.logdet()
         if base is None:
             return self._as_dense("the determinant").logdet()
         # log det M = log det B + log[(y.g)/(g.B g)]
-        r = self._pair.relative
+        r = self._relative
         own = base + math.log(r.rho) + math.log(r.cosine)
         return (-own if self._inverse else own) + self.size * math.log(self._factor)
 
     def trace(self) -> float:
-        p, r = self._pair, self._pair.relative
+        p, r = self._pair, self._relative
         base = p.base.trace()
         if base is None or self._inverse:
             return self._as_dense("the trace").trace()
