@@ -4,7 +4,7 @@ from . import suite
 from .problems import COLUMNS, DTYPES, ORDERS, SIZES, THREADS, Problem, fits
 
 
-class Apply(suite.Pair):
+class Apply(suite._Pair):
     """M @ x, one right-hand side."""
 
     operation = "apply"
@@ -22,7 +22,7 @@ class Solve(Apply):
     operation = "solve"
 
 
-class ApplySeveral(suite.Pair):
+class ApplySeveral(suite._Pair):
     """M @ X, X of shape (n, 16)."""
 
     operation = "apply"

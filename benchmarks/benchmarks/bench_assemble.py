@@ -4,7 +4,7 @@ from . import suite
 from .problems import DENSE_SIZES, THREADS, Problem
 
 
-class ToDense(suite.Pair):
+class ToDense(suite._Pair):
     """The public method, which allocates the matrix."""
 
     operation = "assemble"

@@ -4,7 +4,7 @@ from . import suite
 from .problems import DTYPES, SIZES, THREADS, Problem
 
 
-class Gram(suite.Pair):
+class Gram(suite._Pair):
     """The kernel."""
 
     operation = "gram"

@@ -4,7 +4,7 @@ from . import suite
 from .problems import DTYPES, SIZES, THREADS, Problem
 
 
-class Align(suite.Pair):
+class Align(suite._Pair):
     """align(grad, update); NumPy forms the three inner products, the angle and the condition number."""
 
     operation = "align"

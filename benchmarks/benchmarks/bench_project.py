@@ -4,7 +4,7 @@ from . import suite
 from .problems import DTYPES, SIZES, THREADS, Problem
 
 
-class ProjectOffOne(suite.Pair):
+class ProjectOffOne(suite._Pair):
     """The kernel, one vector."""
 
     operation = "project"

@@ -9,8 +9,11 @@ from .problems import Problem
 from .timing import ratio
 
 
-class Pair:
-    """One operation by steepest and by plain NumPy. asv calls `setup` before every measurement."""
+class _Pair:
+    """One operation by steepest and by plain NumPy. asv calls `setup` before every measurement.
+
+    The underscore keeps asv from taking the base class for a benchmark.
+    """
 
     operation = ""
     kernel = False  # through the public interface, unless there is none
