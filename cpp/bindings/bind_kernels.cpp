@@ -157,12 +157,7 @@ void bind_kernels(py::module_& module) {
                                                          gram.bound[1], gram.bound[3], gram.exponents[0],
                                                          gram.exponents[1], found.cosine, found.sine,
                                                          gram.sign_flip_variance, gram.finite);
-                               })
-        .def("angle", [](const Gram& gram) {
-            if (gram.k != 2) throw py::value_error("expected the Gram matrix of two vectors");
-            const Angle found = angle(gram.entry(0, 0), gram.entry(0, 1), gram.entry(1, 1));
-            return py::make_tuple(found.cosine, found.sine);
-        });
+                               });
 
     module.def(
         "gram",

@@ -30,7 +30,6 @@ class Gram:
     def pair(
         self,
     ) -> tuple[float, float, float, float, float, float, int, int, float, float, float, bool]: ...
-    def angle(self) -> tuple[float, float]: ...
 
 class Operator:
     def __init__(
