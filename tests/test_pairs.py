@@ -21,6 +21,7 @@ import steepest
 from cases import ANGLES, DTYPES, EPSILON, LAYOUTS, SIZE, flat
 from oracles import mp
 from steepest import pairs
+from steepest.arrays import long_vector
 
 ORDERS = {"trapezoid": 2, "gonzalez": 2, "mean-value": 2, "left": 1, "itoh-abe": 1}
 METHODS = list(ORDERS)
@@ -363,6 +364,36 @@ def test_products_of_the_coefficients_at_every_angle(method: str, psi: float, n:
 def Member_cond(exact: oracles.Member) -> Any:
     """Least condition number of a pair."""
     return ((1 + exact.sine) / exact.cosine) ** 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_combination_of_any_vectors(seed: int) -> None:
+    """Four vectors of different types and sizes, coefficients that cancel."""
+    rng = np.random.default_rng(seed)
+    kinds = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
+    vectors = [(s * rng.standard_normal(40)).astype(k) for s, k in zip((1e8, 1e-3, 1.0, 10.0), kinds, strict=True)]
+    rows = [tuple(Fraction(int(p), int(q)) for p, q in rng.integers(1, 9, (4, 2))) for _ in range(2)]
+    rows[1] = tuple(-x - Fraction(y, 1000) for x, y in zip(rows[0], rng.integers(0, 9, 4).tolist(), strict=True))
+    pair = pairs.DescentPair(
+        method="test",
+        names=("a", "b", "c", "d"),
+        rows=(rows[0], rows[1]),
+        vectors=tuple(long_vector(v, "v") for v in vectors),
+        templates=(vectors[0], vectors[0]),
+        dtype="bfloat16",
+        psi_floor=1e-3,
+    )
+    columns = list(zip(*[oracles.exact(v) for v in vectors], strict=True))
+    ratios = [[mp.mpf(c.numerator) / c.denominator for c in row] for row in rows]
+    grad, update = ([mp.fdot(zip(row, column, strict=True)) for column in columns] for row in ratios)
+    exact, a = oracles.Member(grad, update), pair.align()
+    for found, expected in ((a.angle, exact.angle), (a.rho, exact.rho), (a.inner_product, -exact.yg)):
+        assert abs(found - expected) <= 1e-12 * abs(expected)
+    assert abs(a.angle - float(exact.angle)) <= a.angle_bound
+    assert a.psi_floor == 1e-3
+    assert math.isnan(a.null_sign_flip)
+    np.testing.assert_allclose(pair.gradient(), [float(x) for x in grad], rtol=1e-9)
+    np.testing.assert_allclose(pair.update(), [float(x) for x in update], rtol=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1e-150, 1e-30, 1e140])

@@ -107,8 +107,8 @@ def discrete(
     ============  ==================================================  =====  ==========================
 
     The coefficient of the correction is kept as an exact rational number, so that grad.update = dL/lr without rounding;
-    for the vectors that `gradient` and `update` form, ``|DG.d - dL|`` is a few n eps |DG||d| at most. A step d = 0 with
-    dL >= 0 gives a pair of status ``zero_update``.
+    for the float64 vectors that `gradient` and `update` form, ``|DG.d - dL|`` is a few eps (|gm| + |DG|) |d| at most. A
+    step d = 0 with dL >= 0 gives a pair of status ``zero_update``.
 
     'itoh-abe' evaluates the loss where the first i elements have moved and the others have not; its rounding is that of
     the losses over |d_i|, so use it for few parameters and a loss in double precision. Where an element does not
@@ -261,7 +261,7 @@ class _Step:
             for total, w in zip(sums, both, strict=True):
                 for i, segment in enumerate(found.segments):
                     total[i] += w * segment
-        error = math.hypot(*[float(np.linalg.norm((a - b).ravel())) for a, b in zip(*sums, strict=True)])
+        error = math.hypot(*[_norm(a - b) for a, b in zip(*sums, strict=True)])
         return self._own(sums[0], "mean-value", error)
 
     def itoh_abe(self, loss_fn: Callable[[Any], Any], grad: Any, vectorized: bool) -> DescentPair:
@@ -373,15 +373,22 @@ class _Step:
 
     def _psi_floor(self) -> float:
         """Rounding of params_next - params (section 0): one ulp of each parameter, in the 2-norm."""
-        # The larger ulp of the two: parameters that start at zero are rounded where they arrive.
-        ulps = [
-            np.maximum(_spacing(a, a_dtype), _spacing(b, b_dtype))
-            for a, a_dtype, b, b_dtype in zip(
-                self.start.segments, self.start.dtypes, self.end.segments, self.end.dtypes, strict=True
-            )
-        ]
-        rounding = math.hypot(*[_norm(u) for u in ulps]) / math.sqrt(12.0)
-        return math.atan2(rounding, math.hypot(*[_norm(d) for d in self.displacement.segments]))
+        ulps, moves = [], []
+        for start, start_dtype, end, end_dtype, d in zip(
+            self.start.segments,
+            self.start.dtypes,
+            self.end.segments,
+            self.end.dtypes,
+            self.displacement.segments,
+            strict=True,
+        ):
+            # In blocks: no temporary array is long.
+            flags: Any = ["external_loop", "buffered", "zerosize_ok"]
+            for a, b, move in np.nditer([start, end, d], flags=flags, buffersize=2**15):
+                # The larger ulp of the two: parameters that start at zero are rounded where they arrive.
+                ulps.append(_norm(np.maximum(_spacing(a, start_dtype), _spacing(b, end_dtype))))
+                moves.append(_norm(move))
+        return math.atan2(math.hypot(*ulps) / math.sqrt(12.0), math.hypot(*moves))
 
 
 def _spacing(segment: Any, dtype: str) -> Flat:
@@ -400,4 +407,5 @@ def _norm(x: Flat) -> float:
     largest = float(np.max(np.abs(x), initial=0.0))
     if not 0.0 < largest < math.inf:  # zero or not finite
         return largest
-    return largest * float(np.linalg.norm((x / largest).ravel()))
+    # No BLAS: waking its threads costs more than a block.
+    return largest * math.sqrt(float(np.sum(np.square(x / largest))))
