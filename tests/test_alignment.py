@@ -372,3 +372,9 @@ def test_plain_values_and_copies() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         a.angle = 0.0
     assert repr(a).startswith("Alignment(status='ok', n=2, angle=34.6952 deg, cond_min=3.64263")
+
+
+def test_no_sign_flip_band_without_its_variance() -> None:
+    a = dataclasses.replace(steepest.align([3.0, 4.0], [-3.0, -1.0]), null_sign_flip=math.nan)
+    assert all(math.isnan(x) for x in a.null_band("sign-flip"))
+    assert not any(math.isnan(x) for x in a.null_band("isotropic"))

@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
         )
     raise
 
-from steepest import plot, spectral
+from steepest import pairs, plot, spectral
 from steepest.alignment import Alignment
 from steepest.distance import Distance, distance
 from steepest.errors import NotDescentError
@@ -38,6 +38,7 @@ __all__ = [
     "distance",
     "get_num_threads",
     "metric",
+    "pairs",
     "plot",
     "set_num_threads",
     "spectral",
