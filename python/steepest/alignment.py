@@ -149,7 +149,7 @@ class Alignment:
             cosine = 1.0 if self.size == 1 else math.sqrt(betaincinv(0.5, 0.5 * (self.size - 1), level))
         elif kind == "sign-flip":
             cosine = self.null_sign_flip * float(ndtri(0.5 + 0.5 * level))
-            cosine = 1.0 if cosine > 1.0 else cosine  # NaN, where there is no such band, stays NaN
+            cosine = min(cosine, 1.0)  # NaN, where there is no such band, stays NaN
         else:
             raise ValueError(f"expected kind 'isotropic' or 'sign-flip', got {kind!r}")
         low = math.acos(cosine)

@@ -407,7 +407,7 @@ def to_user(values: Sequence[Segment], like: ArrayOrMapping) -> Any:
 
 
 def widened(segment: Segment, dtype: str) -> NDArray[np.float64]:
-    """One view in float64, for the rare methods that are not compiled: a copy, or the view itself if it is that already."""
+    """One view in float64, for the rare methods that are not compiled; a copy unless it is float64 already."""
     if dtype != "bfloat16":
         return np.asarray(segment, dtype=np.float64)
     bits = np.asarray(segment, dtype=np.uint32) << np.uint32(16)

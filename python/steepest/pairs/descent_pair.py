@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest import _core
-from steepest.alignment import Alignment, PairProducts, align, align_vectors, from_products, scaled
+from steepest.alignment import Alignment, PairProducts, align_vectors, from_products, scaled
 from steepest.arrays import EPSILON, LongVector, long_vector, to_user, widened
-from steepest.metric import metric
+from steepest.metric import align, metric
 
 __all__ = ["DescentPair", "RationalGram", "coarsest", "rational_gram"]
 
