@@ -15,7 +15,7 @@ import pytest
 import steepest
 from steepest.alignment import Alignment
 from steepest.arrays import EPSILON
-from steepest.recording import Recording, RecordingInfo, recording
+from steepest.recording import Recording, RecordingInfo, _spacing_norm, recording
 from steepest.storage import RecordWriter
 
 RNG = np.random.default_rng(3)
@@ -115,6 +115,31 @@ def test_floor_of_bfloat16() -> None:
     assert rec.psi_floor[0, 0] == pytest.approx(math.atan(np.linalg.norm(ulp) / math.sqrt(12) / norm), rel=1e-14)
     assert rec.alignment(0).dtype == "bfloat16"
     assert rec.alignment(1).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_spacing_norm_against_exact_arithmetic(dtype: Any) -> None:
+    info = np.finfo(dtype)
+    rng = np.random.default_rng(5)
+    ordinary = rng.standard_normal(1000).astype(dtype)
+    tiny = np.array([0.0, -info.smallest_subnormal, 3 * info.smallest_normal], dtype)
+    cases = [
+        ordinary,
+        ordinary[::-3],
+        tiny,
+        np.concatenate([tiny, ordinary]),
+        np.array([info.max / 2, -1.0], dtype),
+        np.zeros(3, dtype),
+        rng.standard_normal((40, 1000)).astype(dtype).T,  # more than one piece
+    ]
+    for x in cases:
+        exact = sum(Fraction(float(s)) ** 2 for s in np.spacing(np.abs(x)).ravel())
+        exponent = round(math.log2(float(np.spacing(np.abs(x)).max())))
+        expected = math.ldexp(math.sqrt(exact / Fraction(4) ** exponent), exponent)
+        found = _spacing_norm(x, x.dtype.name)
+        assert found == pytest.approx(expected, rel=1e-13)
+    for wrong in (np.inf, np.nan):
+        assert math.isnan(_spacing_norm(np.array([1.0, wrong], dtype), np.dtype(dtype).name))
 
 
 def exact_dot(x: np.ndarray, z: np.ndarray) -> Fraction:
@@ -316,7 +341,9 @@ def test_save_load_pickle_and_dict(tmp_path: Path) -> None:
         Recording.open(tmp_path / "run"),
         Recording.load(tmp_path / "run"),
         pickle.loads(pickle.dumps(rec)),
+        pickle.loads(pickle.dumps(Recording.open(tmp_path / "run"))),
     ):
+        assert not again.rows.flags.writeable
         assert again.info == rec.info
         assert again.rows.tobytes() == rec.rows.tobytes()
         assert (again.blocks, again.sizes, again.objective) == (rec.blocks, rec.sizes, "fixed")
@@ -328,6 +355,18 @@ def test_save_load_pickle_and_dict(tmp_path: Path) -> None:
     assert plain["yg"][1] == rec["yg"][1].tolist()
     assert plain["dtype"][0] == ["float32"] * 4
     assert "fixed" in repr(rec)
+
+
+def test_no_step_at_all(tmp_path: Path) -> None:
+    rec = recording(params={"a": np.ones((1, 3))})
+    rec.save(tmp_path / "run")
+    for one in (rec, Recording.open(tmp_path / "run")):
+        assert len(one) == 0
+        assert one.rows.shape == one.angle.shape == one.status.shape == (0, 2)
+        assert one.counts() == {}
+        assert "0 steps" in repr(one)
+        with pytest.raises(ValueError, match="no step"):
+            one.alignment(0)
 
 
 def test_load_outlives_the_folder(tmp_path: Path) -> None:

@@ -410,6 +410,9 @@ class Recording:
         """|update|, NaN where it is missing: shape (steps, blocks)."""
         return _norm(self["gg"], self["g_exponent"])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.info, np.array(self.rows))  # a copy also of a mapped folder; read-only again
+
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in (self.rows.dtype.names or ()):
             raise KeyError(f"no column {name!r}; there are {', '.join(self.rows.dtype.names or ())}")
@@ -671,22 +674,42 @@ def _spacings(params: LongVector) -> list[float]:
     return [_spacing_norm(s, dtype) for s, dtype in zip(params.segments, params.dtypes, strict=True)]
 
 
+# Of float64 and float32: integers of their width, the bits of the exponent, eps, and what a sum of squares must exceed
+# for numbers without an exponent (zero, subnormal) not to matter.
+_EXPONENT_BITS = {
+    "float64": (np.uint64, np.uint64(0x7FF << 52), 2.0**-52, 1e-270),
+    "float32": (np.uint32, np.uint32(0xFF << 23), 2.0**-23, 1e-55),
+}
+
+
 def _spacing_norm(segment: NDArray[Any], dtype: str) -> float:
     total = 0.0
-    # In pieces: no second long vector. NaN and Inf have no spacing; they make the result NaN.
-    pieces = np.nditer(segment, flags=["external_loop", "buffered"], order="K", buffersize=1 << 15)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for piece in pieces:
-            if dtype == "bfloat16":  # the exponents of float32 and 16 bits less: the numbers lie 2^16 times wider
-                spacing = np.spacing(np.abs(widened(cast("Any", piece), dtype)).astype(np.float32)) * np.float64(65536)
-            else:
-                spacing = np.spacing(np.abs(cast("Any", piece))).astype(np.float64)
-            largest = float(spacing.max())
-            if not math.isfinite(largest):
-                return _NAN
-            spacing /= largest  # squares of subnormal numbers would vanish
-            total = math.hypot(total, largest * math.sqrt(float(spacing @ spacing)))
+    # In pieces: no second long vector.
+    pieces = np.nditer(segment, flags=["external_loop", "buffered"], order="K", buffersize=1 << 14)
+    for piece in pieces:
+        total = math.hypot(total, _spacing_norm_of_piece(cast("Any", piece), dtype))
     return total
+
+
+def _spacing_norm_of_piece(x: NDArray[Any], dtype: str) -> float:
+    """2-norm of the spacings; NaN if one is not finite."""
+    if dtype in _EXPONENT_BITS:  # the spacing is eps times the power of two that is left without the mantissa
+        integer, bits, eps, negligible = _EXPONENT_BITS[dtype]
+        power = (x.view(integer) & bits).view(dtype).astype(np.float64, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = float(power @ power)
+        if negligible < square < math.inf:
+            return eps * math.sqrt(square)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype == "bfloat16":  # the exponents of float32 and 16 bits less: the numbers lie 2^16 times wider
+            spacing = np.spacing(np.abs(widened(x, dtype)).astype(np.float32)) * np.float64(65536)
+        else:
+            spacing = np.spacing(np.abs(x)).astype(np.float64)
+    largest = float(spacing.max())
+    if not math.isfinite(largest):
+        return _NAN
+    spacing /= largest  # squares of subnormal numbers would vanish
+    return largest * math.sqrt(float(spacing @ spacing))
 
 
 def difference(after: LongVector, before: LongVector) -> LongVector:
