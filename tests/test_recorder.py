@@ -258,6 +258,7 @@ def test_disk_full_leaves_the_step_to_be_tried_again(tmp_path: Path, monkeypatch
         ({"grad": {"(all)": np.ones(3)}}, ValueError, "rename"),
         ({"grad": np.ones(3), "loss": np.ones(2)}, TypeError, "loss to be a real number"),
         ({"grad": np.ones(3), "loss": "1.0"}, TypeError, "got str"),
+        ({"grad": np.ones(3), "loss": 10**400}, TypeError, "got int"),
         ({"grad": np.ones(3), "loss": 1j}, TypeError, "got complex"),
     ],
 )
@@ -325,6 +326,19 @@ def test_torch_loop_is_untouched() -> None:
     found = rec.recording()
     assert found.alignment(2, "theta").angle == expected[2].angle
     assert found.loss[3] == float(loss.detach())
+
+
+def test_torch_bfloat16_and_mixed_dtypes() -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    theta, grad = torch.randn(2, 50).to(torch.bfloat16), torch.randn(2, 50)
+    rec = Recorder(lag=1)
+    for t in range(2):
+        rec.step(grad={"w": grad[t]}, update={"w": theta[t]})
+        assert rec.recording().alignment(t, "w") == steepest.align(grad[t], theta[t])
+    lag = rec.recording()
+    exact = float(grad[1].double() @ theta[0].double())
+    assert np.ldexp(lag["lag_yg"][1, 0], lag["lag_yg_exponent"][1, 0]) == pytest.approx(exact, rel=1e-13)
 
 
 def test_jax_arrays() -> None:

@@ -15,7 +15,7 @@ import pytest
 import steepest
 from steepest.alignment import Alignment
 from steepest.arrays import EPSILON
-from steepest.recording import Recording, RecordingInfo, _spacing_norm, recording
+from steepest.recording import STATUSES, Recording, RecordingInfo, _spacing_norm, recording, row_dtype
 from steepest.storage import RecordWriter
 
 RNG = np.random.default_rng(3)
@@ -386,6 +386,20 @@ def test_foreign_folders(tmp_path: Path) -> None:
     RecordWriter.create(tmp_path / "fields", [("loss", "f8")], user=info.to_json()).close()
     with pytest.raises(ValueError, match="fields of schema"):
         Recording.open(tmp_path / "fields")
+    user = {key: value for key, value in info.to_json().items() if key != "shapes"}
+    RecordWriter.create(tmp_path / "half", [("loss", "f8")], user=user).close()
+    with pytest.raises(ValueError, match="in full"):
+        Recording.open(tmp_path / "half")
+
+
+def test_status_codes_on_disk_do_not_change() -> None:
+    """They are part of the format: a new status goes to the end."""
+    assert STATUSES[:9] == (
+        "ok", "ascent", "undecided", "zero_update", "zero_grad", "nonfinite", "no_gradient", "no_update", "skipped",
+    )  # fmt: skip
+    assert row_dtype(0).itemsize == 8 + (1 + 1 + 2 + 4) + 2 * 8 + 6 * 8 + 2 * 4 + 4 * 8 + 24
+    assert row_dtype(1).itemsize == row_dtype(0).itemsize + 4 * 8 + 2 * 4
+    assert all(offset % min(field.itemsize, 8) == 0 for field, offset in row_dtype(1).fields.values())
 
 
 def test_torch() -> None:

@@ -356,5 +356,5 @@ def _number(x: Any) -> float:
         if isinstance(x, str | bytes):
             raise TypeError("it is text")
         return float(x)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"expected loss to be a real number, got {type(x).__name__}: {error}") from error

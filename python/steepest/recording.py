@@ -159,9 +159,12 @@ class RecordingInfo:
                 f"expected {where} to hold steps in schema {_SCHEMA}, got content {user.get('content')!r} in schema "
                 f"{user.get('schema')!r}: read it with the version that wrote it"
             )
-        known = {key: user[key] for key in ("objective", "gradient_source", "rate", "lag", "every")}
-        names = None if user["names"] is None else tuple(user["names"])
-        return cls(names, tuple(tuple(shape) for shape in user["shapes"]), **known)
+        try:
+            known = {key: user[key] for key in ("objective", "gradient_source", "rate", "lag", "every")}
+            names = None if user["names"] is None else tuple(user["names"])
+            return cls(names, tuple(tuple(shape) for shape in user["shapes"]), **known)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected {where} to describe its steps in full, got {dict(user)}") from error
 
 
 def check_choice(name: str, value: object, accepted: tuple[object, ...]) -> None:
@@ -240,7 +243,13 @@ class Recording:
       ``lag_yg_bound`` before that; NaN where a vector or the step before is missing. With rows t-1 and t they give
       the Gram matrix of (grad_{t-1}, grad_t, update_{t-1}), all that the trapezoid pair of step t-1 needs.
 
-    On disk a row is a record of `steepest.storage`; all blocks of a step are one append.
+    - Of the row itself: ``step``; ``block``, its place in `blocks`; ``time``, ``loss``; ``resumed``, 1 in the first
+      step after a resume; ``note``, bytes; ``dtype``, the coarser element type as the place in (float64, float32,
+      float16, bfloat16), -1 if there is none; ``status``, the place in (ok, ascent, undecided, zero_update, zero_grad,
+      nonfinite, no_gradient, no_update, skipped).
+
+    On disk a row is a record as docs/recording-format.md describes it, with these fields, in the order of
+    ``rows.dtype``, and with `info` as its `user`; the blocks of a step follow each other in one append.
 
     Examples
     --------
@@ -818,11 +827,12 @@ def recording(
     Examples
     --------
     >>> import numpy as np
+    >>> import steepest
     >>> from steepest.recording import recording
     >>> w = np.array([[4.0, 2.0], [2.0, 1.5], [1.0, 1.0]])
     >>> b = np.array([[1.0], [0.5], [0.0]])
     >>> rec = recording(params={"w": w, "b": b}, grad={"w": w, "b": b})
-    >>> rec.blocks, rec.alignment(0, "w") == __import__("steepest").align(w[0], w[1] - w[0])
+    >>> rec.blocks, rec.alignment(0, "w") == steepest.align(w[0], w[1] - w[0])
     (('(all)', 'w', 'b'), True)
     """
     rate = bool(rate) or time is not None
