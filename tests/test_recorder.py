@@ -205,6 +205,18 @@ def test_existing_path_and_resume(tmp_path: Path) -> None:
         assert rec.recording().status.tolist() == [["ok"]]
 
 
+def test_resume_goes_on_after_the_last_recorded_step(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "run", every=5) as rec:
+        for t in range(8):
+            rec.step(**step_of(t))
+    with Recorder(tmp_path / "run", every=5, resume=True) as rec:
+        for t in range(6, 12):  # from step 6 on: the loop restarted at a checkpoint
+            rec.step(**step_of(t))
+    found = Recording.open(tmp_path / "run")
+    assert found.step.tolist() == [0, 5, 10]
+    assert found["yg"].tolist() == whole(range(11))["yg"][[0, 5, 10]].tolist()
+
+
 def test_read_while_it_is_written(tmp_path: Path) -> None:
     with Recorder(tmp_path / "run") as rec:
         for t in range(20):
