@@ -188,6 +188,7 @@ def in_child(work: Callable[[], bool]) -> int:
 
 @needs_fork
 @forks
+@pytest.mark.filterwarnings("ignore:os.fork")  # JAX, where another test has imported it, warns of every fork
 def test_fork_after_the_pool_has_started() -> None:
     _core.set_num_threads(4)
     expected = results("float64")

@@ -23,6 +23,8 @@ from steepest.alignment import Alignment
 from steepest.distance import Distance, distance
 from steepest.errors import NotDescentError
 from steepest.metric import CanonicalForm, Metric, Spectrum, align, canonical_form, metric
+from steepest.recorder import Recorder
+from steepest.recording import Recording, recording
 
 __all__ = [
     "Alignment",
@@ -30,6 +32,8 @@ __all__ = [
     "Distance",
     "Metric",
     "NotDescentError",
+    "Recorder",
+    "Recording",
     "Spectrum",
     "__version__",
     "align",
@@ -40,6 +44,7 @@ __all__ = [
     "metric",
     "pairs",
     "plot",
+    "recording",
     "set_num_threads",
     "spectral",
 ]

@@ -12,9 +12,29 @@ from scipy.special import betaincinv, ndtri
 from steepest import _core, spectral
 from steepest.arrays import EPSILON, LongVector, long_vector
 
-__all__ = ["Alignment", "PairProducts", "align_vectors", "from_products", "matched_pair", "separate_blocks"]
+__all__ = [
+    "Alignment",
+    "PairProducts",
+    "align_vectors",
+    "from_products",
+    "matched_pair",
+    "pair_products",
+    "separate_blocks",
+    "status_of",
+]
 
-Status = Literal["ok", "ascent", "undecided", "zero_update", "zero_grad", "nonfinite"]
+Status = Literal[
+    "ok",
+    "ascent",
+    "undecided",
+    "zero_update",
+    "zero_grad",
+    "nonfinite",
+    # Rows of a recording that have no pair
+    "no_gradient",
+    "no_update",
+    "skipped",
+]
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,7 +49,8 @@ class Alignment:
     status : str
         ``ok``: grad.update < 0, certified, so a metric exists. ``ascent``: grad.update >= 0, certified. ``undecided``:
         the sign is within the error bound (cannot happen for arrays). ``zero_update``, ``zero_grad``, ``nonfinite``:
-        there is no angle. The certificate is about the numbers given; sampling noise in them is not covered.
+        there is no angle. The certificate is about the numbers given; sampling noise in them is not covered. Rows of a
+        recording may also be ``no_gradient``, ``no_update`` or ``skipped``.
     size : int
         Number of parameters n.
     dtype : str
@@ -254,11 +275,8 @@ def align_vectors(y: LongVector, g: LongVector, diagonal: LongVector | None = No
     Alignment
         Of the pair.
     """
-    dtype = max((y.coarsest, g.coarsest), key=EPSILON.__getitem__)
-    # Coarse input carries no twelve digits of its angle; its sign is certified all the same.
-    tolerance = 5e-13 if dtype == "float64" else 1e-10
-    gram = _core.angle_gram(y.segments, g.segments, None if diagonal is None else diagonal.segments, tolerance)
-    return from_products(PairProducts(*gram.pair), y.size, dtype, diagonal is not None)
+    dtype, products = pair_products(y, g, diagonal)
+    return from_products(products, y.size, dtype, diagonal is not None)
 
 
 class PairProducts(NamedTuple):
@@ -292,6 +310,30 @@ class PairProducts(NamedTuple):
     sine: float
     sign_flip_variance: float
     finite: bool
+
+
+def pair_products(y: LongVector, g: LongVector, diagonal: LongVector | None = None) -> tuple[str, PairProducts]:
+    """The coarser element type, and the inner products at the precision that `Alignment` needs.
+
+    Parameters
+    ----------
+    y, g : LongVector
+        Gradient and update of one layout.
+    diagonal : LongVector, optional
+        Positive diagonal of a base.
+
+    Returns
+    -------
+    dtype : str
+        One of `steepest.arrays.FLOAT_NAMES`.
+    products : PairProducts
+        Relative to the base if there is one.
+    """
+    dtype = max((y.coarsest, g.coarsest), key=EPSILON.__getitem__)
+    # Coarse input carries no twelve digits of its angle; its sign is certified all the same.
+    tolerance = 5e-13 if dtype == "float64" else 1e-10
+    gram = _core.angle_gram(y.segments, g.segments, None if diagonal is None else diagonal.segments, tolerance)
+    return dtype, PairProducts(*gram.pair)
 
 
 def scaled(mantissa: float, exponent: int) -> float:
@@ -335,7 +377,7 @@ def from_products(p: PairProducts, size: int, dtype: str, relative: bool) -> Ali
         Of the pair.
     """
     y_norm, g_norm = math.sqrt(p.yy), math.sqrt(p.gg)
-    status = _status(p)
+    status = status_of(p)
     cosine = sine = psi = psi_bound = sign_flip = rho = math.nan
     if status in ("ok", "ascent", "undecided"):
         cosine, sine = -p.cosine, p.sine  # psi is the angle between -grad and update
@@ -357,7 +399,8 @@ def from_products(p: PairProducts, size: int, dtype: str, relative: bool) -> Ali
         size=size,
         dtype=dtype,
         inner_product=scaled(p.yg, exponent),
-        inner_product_bound=scaled(p.yg_bound, exponent),
+        # The bound is for the sum in high and low parts; what is kept is the high part.
+        inner_product_bound=scaled(p.yg_bound + 2.0**-53 * abs(p.yg), exponent),
         grad_norm=scaled(y_norm, p.y_exponent),
         update_norm=scaled(g_norm, p.g_exponent),
         rho=rho,
@@ -372,8 +415,19 @@ def from_products(p: PairProducts, size: int, dtype: str, relative: bool) -> Ali
     )
 
 
-def _status(p: PairProducts) -> Status:
-    """Section 15: ok if y.g > bound, ascent if y.g <= 0 is certified, undecided otherwise; y = -grad."""
+def status_of(p: PairProducts) -> Status:
+    """Section 15: ok if y.g > bound, ascent if y.g <= 0 is certified, undecided otherwise; y = -grad.
+
+    Parameters
+    ----------
+    p : PairProducts
+        Of (grad, update).
+
+    Returns
+    -------
+    str
+        See `Alignment.status`.
+    """
     if not p.finite:
         return "nonfinite"
     if p.yy == 0.0:

@@ -16,6 +16,9 @@ _REASON = {
     "zero_update": "the update is zero",
     "zero_grad": "the gradient is zero",
     "nonfinite": "grad or update holds NaN or Inf",
+    "no_gradient": "no gradient was recorded",
+    "no_update": "no update was recorded",
+    "skipped": "the step was skipped",
 }
 
 

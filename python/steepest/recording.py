@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest import _core
-from steepest.alignment import Alignment, PairProducts, _status, from_products, scaled
+from steepest.alignment import Alignment, PairProducts, from_products, pair_products, scaled, status_of
 from steepest.arrays import EPSILON, FLOAT_NAMES, ArrayOrMapping, Layout, LongVector, is_torch, long_vector, widened
 from steepest.storage import RecordReader, RecordWriter
 
@@ -651,9 +651,8 @@ def part(x: LongVector, i: int) -> LongVector:
 def _pair(y: LongVector | None, g: LongVector | None) -> tuple[str, str, PairProducts]:
     """Status, coarser dtype and inner products; NaN for what is missing."""
     if y is not None and g is not None:
-        dtype = max((y.coarsest, g.coarsest), key=EPSILON.__getitem__)
-        p = PairProducts(*_core.angle_gram(y.segments, g.segments, None, 5e-13 if dtype == "float64" else 1e-10).pair)
-        return _status(p), dtype, p
+        dtype, p = pair_products(y, g)
+        return status_of(p), dtype, p
     yy = gg = (_NAN, _NAN, 0)
     if y is not None:
         yy = _square(y)
