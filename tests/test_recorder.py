@@ -21,7 +21,8 @@ import pytest
 
 import steepest
 from steepest.recorder import Recorder
-from steepest.recording import Recording, RecordingInfo, recording, row_dtype
+from steepest.recording import Recording, recording
+from steepest.row_format import RecordingInfo, row_dtype
 from steepest.storage import RecordWriter
 
 SHAPES = {"w": (4, 3), "b": (5,)}

@@ -15,7 +15,9 @@ import pytest
 import steepest
 from steepest.alignment import Alignment
 from steepest.arrays import EPSILON
-from steepest.recording import STATUSES, Recording, RecordingInfo, _spacing_norm, recording, row_dtype
+from steepest.recording import Recording, recording
+from steepest.row_format import STATUSES, RecordingInfo, row_dtype
+from steepest.step_rows import _spacing_norm
 from steepest.storage import RecordWriter
 
 RNG = np.random.default_rng(3)

@@ -23,6 +23,7 @@ __all__ = [
     "status_of",
 ]
 
+# The order is part of the format of recordings (row_format.py): append only.
 Status = Literal[
     "ok",
     "ascent",

@@ -15,20 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest.arrays import ArrayOrMapping, Layout, LongVector, is_torch
-from steepest.recording import (
-    NOTE_BYTES,
-    GradientSource,
-    Objective,
-    Recording,
-    RecordingInfo,
-    StepData,
-    check_names,
-    difference,
-    fill_skipped,
-    fill_step,
-    ordered,
-    row_dtype,
-)
+from steepest.recording import Recording
+from steepest.row_format import NOTE_BYTES, GradientSource, Objective, RecordingInfo, check_names, row_dtype
+from steepest.step_rows import StepData, difference, fill_skipped, fill_step, ordered
 from steepest.storage import RecordReader, RecordWriter
 
 __all__ = ["Recorder"]

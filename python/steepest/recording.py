@@ -4,212 +4,30 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest import _core
-from steepest.alignment import Alignment, PairProducts, from_products, pair_products, scaled, status_of
-from steepest.arrays import EPSILON, FLOAT_NAMES, ArrayOrMapping, Layout, LongVector, is_torch, long_vector, widened
+from steepest.alignment import Alignment, PairProducts, from_products, scaled
+from steepest.arrays import EPSILON, FLOAT_NAMES, ArrayOrMapping, Layout, LongVector, is_torch
+from steepest.row_format import (
+    ALL,
+    NAN,
+    SCHEMA,
+    STATUS_CODE,
+    STATUSES,
+    GradientSource,
+    Objective,
+    RecordingInfo,
+    check_names,
+    row_dtype,
+)
+from steepest.step_rows import StepData, difference, fill_step, ordered
 from steepest.storage import RecordReader, RecordWriter
 
 __all__ = ["Recording", "recording"]
-
-Objective = Literal["unknown", "fixed"]
-GradientSource = Literal["rule", "evaluation", "estimate"]
-
-ALL = "(all)"
-# The position of a status is its code on disk: only ever append.
-STATUSES = (
-    "ok",
-    "ascent",
-    "undecided",
-    "zero_update",
-    "zero_grad",
-    "nonfinite",
-    "no_gradient",
-    "no_update",
-    "skipped",
-)
-_CODE = {status: code for code, status in enumerate(STATUSES)}
-_DTYPE_CODE = {name: code for code, name in enumerate(FLOAT_NAMES)}  # -1: neither gradient nor update
-NOTE_BYTES = 24
-_PRODUCTS = ("yy", "yg", "gg", "yy_bound", "yg_bound", "gg_bound")
-_ROW = [
-    ("step", "<i8"),
-    ("status", "i1"),
-    ("resumed", "i1"),
-    ("dtype", "<i2"),
-    ("block", "<i4"),
-    ("time", "<f8"),
-    ("loss", "<f8"),
-    *((name, "<f8") for name in _PRODUCTS),
-    ("y_exponent", "<i4"),
-    ("g_exponent", "<i4"),
-    ("cosine", "<f8"),
-    ("sine", "<f8"),
-    ("sign_flip_variance", "<f8"),
-    ("psi_floor", "<f8"),
-    ("note", f"S{NOTE_BYTES}"),
-]
-_LAG = [
-    ("lag_yy", "<f8"),
-    ("lag_yy_bound", "<f8"),
-    ("lag_yg", "<f8"),
-    ("lag_yg_bound", "<f8"),
-    ("lag_yy_exponent", "<i4"),
-    ("lag_yg_exponent", "<i4"),
-]
-_NAN = math.nan
-_NO_LAG = (_NAN, _NAN, _NAN, _NAN, 0, 0)
-_SCHEMA = 1
-
-
-def row_dtype(lag: int) -> np.dtype[np.void]:
-    """Fields of one row: one step and block.
-
-    Parameters
-    ----------
-    lag : int
-        0, or 1 for the inner products with the step before.
-
-    Returns
-    -------
-    numpy.dtype
-        Packed, every number aligned.
-    """
-    return np.dtype(_ROW + _LAG * lag)
-
-
-@dataclass(frozen=True)
-class RecordingInfo:
-    """What holds for all steps of a recording.
-
-    Attributes
-    ----------
-    names : tuple of str or None
-        Of the arrays; None for a single array.
-    shapes : tuple of tuple of int
-        Of the arrays, at one step.
-    objective : {'unknown', 'fixed'}
-        Whether the losses and gradients of all steps belong to one function.
-    gradient_source : {'rule', 'evaluation', 'estimate'}
-        Where the gradient comes from.
-    rate : bool
-        Whether `update` is d theta/dt.
-    lag : int
-        How many earlier steps a row holds inner products with.
-    every : int
-        Which steps were recorded.
-    """
-
-    names: tuple[str, ...] | None
-    shapes: tuple[tuple[int, ...], ...]
-    objective: Objective = "unknown"
-    gradient_source: GradientSource = "rule"
-    rate: bool = False
-    lag: int = 0
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        check_choice("objective", self.objective, ("unknown", "fixed"))
-        check_choice("gradient_source", self.gradient_source, ("rule", "evaluation", "estimate"))
-
-    @property
-    def layout(self) -> Layout:
-        """Names and shapes."""
-        return Layout(self.names, self.shapes)
-
-    def to_json(self) -> dict[str, Any]:
-        """The `user` part of the folder's meta.json.
-
-        Returns
-        -------
-        dict
-            Plain values.
-        """
-        return {"content": "steps", "schema": _SCHEMA, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, user: Mapping[str, Any], where: str) -> Self:
-        """The inverse of `to_json`.
-
-        Parameters
-        ----------
-        user : mapping
-            From meta.json.
-        where : str
-            The folder, for messages.
-
-        Returns
-        -------
-        RecordingInfo
-            As written.
-
-        Raises
-        ------
-        ValueError
-            Records of another kind or schema.
-        """
-        if user.get("content") != "steps" or user.get("schema") != _SCHEMA:
-            raise ValueError(
-                f"expected {where} to hold steps in schema {_SCHEMA}, got content {user.get('content')!r} in schema "
-                f"{user.get('schema')!r}: read it with the version that wrote it"
-            )
-        try:
-            known = {key: user[key] for key in ("objective", "gradient_source", "rate", "lag", "every")}
-            names = None if user["names"] is None else tuple(user["names"])
-            return cls(names, tuple(tuple(shape) for shape in user["shapes"]), **known)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"expected {where} to describe its steps in full, got {dict(user)}") from error
-
-
-def check_choice(name: str, value: object, accepted: tuple[object, ...]) -> None:
-    """Refuse a value that is not among a few.
-
-    Parameters
-    ----------
-    name : str
-        Of the argument.
-    value : object
-        What came.
-    accepted : tuple
-        What may come.
-
-    Raises
-    ------
-    ValueError
-        Another value.
-    """
-    if value not in accepted:
-        raise ValueError(f"expected {name} to be one of {', '.join(map(repr, accepted))}, got {value!r}")
-
-
-def check_names(layout: Layout) -> None:
-    """Refuse arrays that cannot be blocks of a recording.
-
-    Parameters
-    ----------
-    layout : Layout
-        Of a step.
-
-    Raises
-    ------
-    TypeError
-        A name is not text.
-    ValueError
-        A name is taken, or an array has no elements.
-    """
-    for name, size in zip(layout.names or (ALL,), layout.sizes, strict=True):
-        if not isinstance(name, str):
-            raise TypeError(f"expected the names of arrays to be text, got {name!r}; use str(name)")
-        if name == ALL and layout.names is not None:
-            raise ValueError(f"the name {ALL!r} stands for the whole vector: rename that array")
-        if size == 0:
-            raise ValueError(f"expected every array to have at least one element, got none in {name!r}: leave it out")
 
 
 class Recording:
@@ -297,7 +115,7 @@ class Recording:
         count = 1 + len(info.names or ())
         if reader.dtype != row_dtype(info.lag) or len(reader) % count:
             raise ValueError(
-                f"expected {reader.path} to hold whole steps of {count} blocks in the fields of schema {_SCHEMA}, got "
+                f"expected {reader.path} to hold whole steps of {count} blocks in the fields of schema {SCHEMA}, got "
                 f"{len(reader)} records of {reader.dtype}"
             )
         return cls(info, reader.records.reshape(-1, count))
@@ -407,7 +225,7 @@ class Recording:
         sine = np.array(self["sine"])
         single = np.array(self._sizes) == 1  # one dimension has two directions only
         cosine[:, single], sine[:, single] = np.copysign(1.0, cosine[:, single]), 0.0
-        return np.where(self.rows["status"] <= _CODE["undecided"], np.arctan2(sine, cosine), _NAN)
+        return np.where(self.rows["status"] <= STATUS_CODE["undecided"], np.arctan2(sine, cosine), NAN)
 
     @property
     def grad_norm(self) -> NDArray[np.float64]:
@@ -465,7 +283,7 @@ class Recording:
         status = STATUSES[row["status"]]
         dtype = FLOAT_NAMES[row["dtype"]] if row["dtype"] >= 0 else "float64"
         p = PairProducts._make([*(row[name].item() for name in PairProducts._fields[:-1]), status != "nonfinite"])
-        if row["status"] > _CODE["nonfinite"]:
+        if row["status"] > STATUS_CODE["nonfinite"]:
             return _without_pair(status, p, self._sizes[column], dtype)
         found = from_products(p, self._sizes[column], dtype, False)
         floor = float(row["psi_floor"])
@@ -536,235 +354,19 @@ def _without_pair(status: str, p: PairProducts, size: int, dtype: str) -> Alignm
         status=cast("Any", status),
         size=size,
         dtype=dtype,
-        inner_product=_NAN,
-        inner_product_bound=_NAN,
+        inner_product=NAN,
+        inner_product_bound=NAN,
         grad_norm=scaled(math.sqrt(p.yy), p.y_exponent),
         update_norm=scaled(math.sqrt(p.gg), p.g_exponent),
-        rho=_NAN,
-        cosine=_NAN,
-        sine=_NAN,
-        angle=_NAN,
-        angle_bound=_NAN,
+        rho=NAN,
+        cosine=NAN,
+        sine=NAN,
+        angle=NAN,
+        angle_bound=NAN,
         psi_floor=EPSILON[dtype],
         null_isotropic=1.0 / math.sqrt(size),
-        null_sign_flip=_NAN,
+        null_sign_flip=NAN,
     )
-
-
-@dataclass(frozen=True)
-class StepData:
-    """Views of what is known of one step, all of one layout.
-
-    Attributes
-    ----------
-    grad, update, params : LongVector or None
-        At this step; `params` only if `update` is a difference of parameters.
-    loss, time : float
-        NaN if unknown.
-    """
-
-    grad: LongVector | None
-    update: LongVector | None
-    params: LongVector | None
-    loss: float
-    time: float
-
-
-def fill_step(
-    rows: NDArray[np.void], number: int, data: StepData, previous: StepData | None = None, resumed: bool = False
-) -> None:
-    """Compute the rows of one step.
-
-    Parameters
-    ----------
-    rows : ndarray, shape (number of blocks,)
-        Structured, to be written.
-    number : int
-        Of the step.
-    data : StepData
-        Of the step.
-    previous : StepData, optional
-        Of step ``number - 1``, for rows with lag.
-    resumed : bool
-        Whether the step is the first after a resume.
-    """
-    spacings = None if data.params is None else _spacings(data.params)
-    lagged = "lag_yy" in (rows.dtype.names or ())
-    for block in range(len(rows)):
-        if block == 1 and len(rows) == 2:  # one named array is the whole vector
-            rows[1] = rows[0]
-            rows[1]["block"] = 1
-            break
-        y, g = (None if v is None else v if block == 0 else part(v, block - 1) for v in (data.grad, data.update))
-        status, dtype, p = _pair(y, g)
-        floor = _NAN
-        if spacings is not None:
-            spacing = math.hypot(*spacings) if block == 0 else spacings[block - 1]
-            floor = math.atan2(spacing / math.sqrt(12.0), scaled(math.sqrt(p.gg), p.g_exponent))
-        row: tuple[Any, ...] = (
-            number, _CODE[status], resumed, _DTYPE_CODE.get(dtype, -1), block, data.time, data.loss,
-            *p[:-1], floor, b"",
-        )  # fmt: skip
-        rows[block] = row + _lag_products(y, previous, block) if lagged else row
-
-
-def fill_skipped(rows: NDArray[np.void], number: int, time: float, note: bytes, resumed: bool = False) -> None:
-    """Write the rows of a step that the training loop skipped.
-
-    Parameters
-    ----------
-    rows : ndarray, shape (number of blocks,)
-        Structured, to be written.
-    number : int
-        Of the step.
-    time : float
-        When.
-    note : bytes
-        Why, at most `NOTE_BYTES` long.
-    resumed : bool
-        Whether the step is the first after a resume.
-    """
-    for name in rows.dtype.names or ():
-        rows[name] = _NAN if rows.dtype[name].kind == "f" else 0
-    rows["step"], rows["time"], rows["note"], rows["resumed"] = number, time, note, resumed
-    rows["status"], rows["dtype"], rows["block"] = _CODE["skipped"], -1, np.arange(len(rows))
-
-
-def part(x: LongVector, i: int) -> LongVector:
-    """One array of a long vector.
-
-    Parameters
-    ----------
-    x : LongVector
-        All arrays.
-    i : int
-        Which one.
-
-    Returns
-    -------
-    LongVector
-        The same memory.
-    """
-    return LongVector([x.segments[i]], Layout(None, (x.layout.shapes[i],)), (x.dtypes[i],))
-
-
-def _pair(y: LongVector | None, g: LongVector | None) -> tuple[str, str, PairProducts]:
-    """Status, coarser dtype and inner products; NaN for what is missing."""
-    if y is not None and g is not None:
-        dtype, p = pair_products(y, g)
-        return status_of(p), dtype, p
-    yy = gg = (_NAN, _NAN, 0)
-    if y is not None:
-        yy = _square(y)
-    if g is not None:
-        gg = _square(g)
-    p = PairProducts(yy[0], _NAN, gg[0], yy[1], _NAN, gg[1], yy[2], gg[2], _NAN, _NAN, _NAN, True)
-    present = y or g
-    return "no_update" if g is None else "no_gradient", "" if present is None else present.coarsest, p
-
-
-def _square(x: LongVector) -> tuple[float, float, int]:
-    gram = _core.gram([x.segments])
-    return float(gram.hi[0, 0]), float(gram.bound[0, 0]), gram.exponents[0]
-
-
-def _lag_products(y: LongVector | None, previous: StepData | None, block: int) -> tuple[float | int, ...]:
-    if y is None or previous is None or previous.grad is None or previous.update is None:
-        return _NO_LAG
-    y0, g0 = (v if block == 0 else part(v, block - 1) for v in (previous.grad, previous.update))
-    gram = _core.gram([y.segments, y0.segments, g0.segments])
-    hi, bound, (e, e_y, e_g) = gram.hi, gram.bound, gram.exponents
-    return float(hi[0, 1]), float(bound[0, 1]), float(hi[0, 2]), float(bound[0, 2]), e + e_y, e + e_g
-
-
-def _spacings(params: LongVector) -> list[float]:
-    """2-norm of the distances to the next number, for each array."""
-    return [_spacing_norm(s, dtype) for s, dtype in zip(params.segments, params.dtypes, strict=True)]
-
-
-# Of float64 and float32: integers of their width, the bits of the exponent, eps, and what a sum of squares must exceed
-# for numbers without an exponent (zero, subnormal) not to matter.
-_EXPONENT_BITS = {
-    "float64": (np.uint64, np.uint64(0x7FF << 52), 2.0**-52, 1e-270),
-    "float32": (np.uint32, np.uint32(0xFF << 23), 2.0**-23, 1e-55),
-}
-
-
-def _spacing_norm(segment: NDArray[Any], dtype: str) -> float:
-    total = 0.0
-    # In pieces: no second long vector.
-    pieces = np.nditer(segment, flags=["external_loop", "buffered"], order="K", buffersize=1 << 14)
-    for piece in pieces:
-        total = math.hypot(total, _spacing_norm_of_piece(cast("Any", piece), dtype))
-    return total
-
-
-def _spacing_norm_of_piece(x: NDArray[Any], dtype: str) -> float:
-    """2-norm of the spacings; NaN if one is not finite."""
-    if dtype in _EXPONENT_BITS:  # the spacing is eps times the power of two that is left without the mantissa
-        integer, bits, eps, negligible = _EXPONENT_BITS[dtype]
-        power = (x.view(integer) & bits).view(dtype).astype(np.float64, copy=False)
-        with np.errstate(over="ignore", invalid="ignore"):
-            square = float(power @ power)
-        if negligible < square < math.inf:
-            return eps * math.sqrt(square)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dtype == "bfloat16":  # the exponents of float32 and 16 bits less: the numbers lie 2^16 times wider
-            spacing = np.spacing(np.abs(widened(x, dtype)).astype(np.float32)) * np.float64(65536)
-        else:
-            spacing = np.spacing(np.abs(x)).astype(np.float64)
-    largest = float(spacing.max())
-    if not math.isfinite(largest):
-        return _NAN
-    spacing /= largest  # squares of subnormal numbers would vanish
-    return largest * math.sqrt(float(spacing @ spacing))
-
-
-def difference(after: LongVector, before: LongVector) -> LongVector:
-    """params_next - params; bfloat16 in float64, where it is exact.
-
-    Parameters
-    ----------
-    after, before : LongVector
-        Of one layout.
-
-    Returns
-    -------
-    LongVector
-        In the wider dtype of the two.
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        segments = [
-            np.asarray(np.subtract(_computable(a, i), _computable(b, j)))
-            for a, i, b, j in zip(after.segments, after.dtypes, before.segments, before.dtypes, strict=True)
-        ]
-    return LongVector(segments, after.layout, tuple(s.dtype.name for s in segments))
-
-
-def _computable(segment: NDArray[Any], dtype: str) -> NDArray[Any]:
-    return widened(segment, dtype) if dtype == "bfloat16" else segment
-
-
-def ordered(x: ArrayOrMapping, name: str, layout: Layout | None) -> LongVector:
-    """Views of a long vector, in the order of the names of another one.
-
-    Parameters
-    ----------
-    x : array or mapping
-        What the user handed in.
-    name : str
-        Of the argument.
-    layout : Layout, optional
-        With the same names; whether the shapes agree is not checked here.
-
-    Returns
-    -------
-    LongVector
-        Views.
-    """
-    if isinstance(x, Mapping) and layout is not None and layout.names is not None and set(x) == set(layout.names):
-        x = {key: x[key] for key in layout.names}
-    return long_vector(x, name)
 
 
 def recording(
@@ -918,4 +520,4 @@ def _numbers(x: Any, name: str) -> NDArray[np.float64] | None:
 
 
 def _at(x: NDArray[np.float64] | None, t: int) -> float:
-    return float(x[t]) if x is not None and t < len(x) else _NAN
+    return float(x[t]) if x is not None and t < len(x) else NAN
