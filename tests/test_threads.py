@@ -171,8 +171,8 @@ def wait_for(child: int) -> int:
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-# Python 3.12 and later warn of any fork of a process with threads, which is the point here.
-forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+# Python 3.12 and later warn of any fork of a process with threads, which is the point here; so does JAX once imported.
+forks = pytest.mark.filterwarnings("ignore:.*fork.*")
 
 
 def in_child(work: Callable[[], bool]) -> int:
@@ -188,7 +188,6 @@ def in_child(work: Callable[[], bool]) -> int:
 
 @needs_fork
 @forks
-@pytest.mark.filterwarnings("ignore:os.fork")  # JAX, where another test has imported it, warns of every fork
 def test_fork_after_the_pool_has_started() -> None:
     _core.set_num_threads(4)
     expected = results("float64")
