@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -416,3 +418,29 @@ def test_functions_against_multiple_precision() -> None:
                 if f == mp.log:  # the logarithm of an eigenvalue near 1 has the absolute error of that eigenvalue
                     size = max(size, np.linalg.norm(x))
                 np.testing.assert_allclose(found @ x, expected, rtol=0, atol=1e-12 * size)
+
+
+def test_a_metric_of_plain_arrays_is_made_on_demand() -> None:
+    rng = np.random.default_rng(5)
+    grad = rng.standard_normal(50)
+    update = -grad + 0.1 * rng.standard_normal(50)
+    # A mapping takes the general way: everything is made at once.
+    expected = steepest.metric({"a": grad}, {"a": update})
+    for ask in (
+        lambda m: m.alpha,
+        lambda m: m.shape,
+        lambda m: m.positive_definite,
+        lambda m: pickle.loads(pickle.dumps(m)).spectrum(),
+        lambda m: copy.copy(m).alignment,
+        lambda m: m.copy().cond(),
+        lambda m: m.inv().logdet(),
+        repr,
+    ):
+        assert ask(steepest.metric(grad, update)) == ask(expected)
+    metric = steepest.metric(grad, update)
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        _ = metric.absent
+    assert not hasattr(metric, "absent")
+    fresh = steepest.metric(grad, update)
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: fresh.alpha, range(64))) == {expected.alpha}

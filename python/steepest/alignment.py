@@ -16,6 +16,7 @@ __all__ = [
     "Alignment",
     "PairProducts",
     "align_vectors",
+    "angle_tolerance",
     "from_products",
     "matched_pair",
     "pair_products",
@@ -331,10 +332,25 @@ def pair_products(y: LongVector, g: LongVector, diagonal: LongVector | None = No
         Relative to the base if there is one.
     """
     dtype = max((y.coarsest, g.coarsest), key=EPSILON.__getitem__)
-    # Coarse input carries no twelve digits of its angle; its sign is certified all the same.
-    tolerance = 5e-13 if dtype == "float64" else 1e-10
+    tolerance = angle_tolerance(dtype)
     gram = _core.angle_gram(y.segments, g.segments, None if diagonal is None else diagonal.segments, tolerance)
     return dtype, PairProducts(*gram.pair)
+
+
+def angle_tolerance(dtype: str) -> float:
+    """Relative accuracy asked of sine and cosine.
+
+    Parameters
+    ----------
+    dtype : str
+        The coarser element type.
+
+    Returns
+    -------
+    float
+        Coarse input carries no twelve digits of its angle; its sign is certified all the same.
+    """
+    return 5e-13 if dtype == "float64" else 1e-10
 
 
 def scaled(mantissa: float, exponent: int) -> float:

@@ -26,7 +26,7 @@ Segment = NDArray[Any]
 
 FLOAT_NAMES = ("float64", "float32", "float16", "bfloat16")
 # Looking a dtype up takes a tenth of the time that NumPy needs to spell its name.
-_NATIVE_NAMES = {np.dtype(name): name for name in FLOAT_NAMES[:3]}
+NATIVE_NAMES = {np.dtype(name): name for name in FLOAT_NAMES[:3]}
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
@@ -156,14 +156,16 @@ def view(x: Array, name: str) -> tuple[Segment, str]:
     TypeError
         Not an array, not a supported dtype, or not in the host's memory.
     """
-    if type(x) is np.ndarray and (native := _NATIVE_NAMES.get(x.dtype)):
-        return x, native
+    if type(x) is np.ndarray and (known := NATIVE_NAMES.get(x.dtype)):
+        return (x.view(np.uint16) if known == "bfloat16" else x), known
     array, dtype = _to_numpy(x, name)
     if dtype not in FLOAT_NAMES or not array.dtype.isnative:
         raise TypeError(
             f"expected {name} in float64, float32, float16 or bfloat16 (native byte order), got {array.dtype}; "
             f"{_way_out(array.dtype)}"
         )
+    if dtype == "bfloat16" and type(x) is np.ndarray:
+        NATIVE_NAMES[x.dtype] = dtype  # known from now on; the package that defines it is optional
     return (array.view(np.uint16) if dtype == "bfloat16" else array), dtype
 
 

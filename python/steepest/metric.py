@@ -11,13 +11,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steepest import _core
-from steepest.alignment import Alignment, align_vectors, matched_pair, separate_blocks
-from steepest.arrays import EPSILON, ArrayOrMapping, LongVector
+from steepest.alignment import (
+    Alignment,
+    PairProducts,
+    align_vectors,
+    angle_tolerance,
+    from_products,
+    matched_pair,
+    separate_blocks,
+)
+from steepest.arrays import EPSILON, NATIVE_NAMES, ArrayOrMapping, LongVector
 from steepest.base import base_alignment, diagonal_base, is_diagonal
 from steepest.errors import NotDescentError
 from steepest.metrics.dense import DenseMetric
 from steepest.metrics.diagonal_base import DiagonalBaseMetric
-from steepest.metrics.family import make_family_metric, swapped_alignment
+from steepest.metrics.family import FamilyMetric, make_family_metric, swapped_alignment
 from steepest.metrics.interface import MAX_SIZE, Metric, Spectrum, check_dense_size
 from steepest.metrics.low_rank import low_rank_form, updated_low_rank
 from steepest.metrics.operator_base import BaseOperator, OperatorBaseMetric, operator_pair
@@ -166,6 +174,11 @@ def metric(
     >>> [round(x, 4) for x in M.spectrum().values]
     [0.8009, 1.9231, 3.0452]
     """
+    plain = type(grad) is np.ndarray and type(update) is np.ndarray and isinstance(alpha, str)
+    if plain and alpha == "optimal" and base is None and complement is None and (kind, blocks) == ("bfgs", "joint"):
+        found = _deferred_metric(grad, update)
+        if found is not None:
+            return found
     if kind not in ("bfgs", "dfp"):
         raise ValueError(f"expected kind 'bfgs' or 'dfp', got {kind!r}")
     if blocks == "separate":
@@ -191,6 +204,28 @@ def metric(
             raise ValueError("expected base or alpha, got both; multiply the base instead")
         return _from_base(y, g, a, base, kind, dtype, grad, base_solve)
     return make_family_metric(y, g, a, _alpha_value(alpha, a), kind, dtype, grad)
+
+
+def _deferred_metric(grad: NDArray[Any], update: NDArray[Any]) -> FamilyMetric | None:
+    """The optimal metric of two plain arrays: inner products and sign now, the rest on demand; None if in doubt."""
+    y_dtype, g_dtype = NATIVE_NAMES.get(grad.dtype), NATIVE_NAMES.get(update.dtype)
+    if y_dtype is None or g_dtype is None or grad.shape != update.shape:
+        return None
+    tolerance = angle_tolerance("float64" if y_dtype == g_dtype == "float64" else "float32")
+    y_bits = grad.view(np.uint16) if y_dtype == "bfloat16" else grad
+    g_bits = update.view(np.uint16) if g_dtype == "bfloat16" else update
+    products = _core.angle_gram(y_bits, g_bits, None, tolerance).pair
+    # y.g > 0 for certain, and both norms between 2^-125 and 2^125: nothing can fail from here on.
+    if not -products[1] > products[4] or products[6] != 0 or products[7] != 0:
+        return None
+
+    def make() -> FamilyMetric:
+        y, g = matched_pair(grad, update)
+        coarser, finer = sorted((y_dtype, g_dtype), key=EPSILON.__getitem__, reverse=True)
+        a = from_products(PairProducts(*products), y.size, coarser, relative=False)
+        return make_family_metric(y, g, a, a.alpha_opt, "bfgs", finer, grad)
+
+    return FamilyMetric.deferred(make)
 
 
 def _separate(grad: Any, update: Any, *, base: Any, **options: Any) -> dict[Any, Metric]:

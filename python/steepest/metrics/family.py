@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -182,6 +183,38 @@ class FamilyMetric(Metric):
         self._factor = factor
         self._shift = shift
         self.positive_definite = exponent is not None
+
+    @classmethod
+    def deferred(cls, make: Callable[[], FamilyMetric]) -> FamilyMetric:
+        """A metric that is known to exist and is made when something of it is first asked.
+
+        Parameters
+        ----------
+        make : callable
+            Returns the metric; must not fail.
+
+        Returns
+        -------
+        FamilyMetric
+            Takes over everything of what `make` returns.
+        """
+        metric = cls.__new__(cls)
+        metric.__dict__["_make"] = make
+        return metric
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for attributes that are not there: all of them, before a deferred metric is made.
+        state = self.__dict__
+        if (make := state.get("_make")) is not None:
+            state.update(make().__dict__)
+            state["_make"] = None  # after the others: another thread may be asking
+        if name not in state:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return state[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        _ = self._member  # makes a deferred metric
+        return {key: value for key, value in super().__getstate__().items() if key != "_make"}
 
     # The function of the member ------------------------------------------------------------------------------
 
