@@ -47,9 +47,11 @@ void project_carefully(const std::vector<Column>& columns, Projection which, con
 // One right-hand side and one or two columns, by the fast loops: one pass for all inner products, one for the result.
 // Returns false, having written nothing, where that would lose digits: numbers out of range, columns that are nearly
 // dependent, or a result that is small against x.
-bool project_fast(const std::vector<Column>& columns, Projection which, const Vector& x, const Vector& out) {
+bool project_fast(const std::vector<Column>& columns, Projection which, const std::vector<Vector>& in,
+                  const std::vector<Vector>& out) {
     const std::size_t k = columns.size();
-    if (k > 2) return false;
+    if (k > 2 || in.size() != 1 || out.size() != 1) return false;
+    const Vector& x = in[0];
     const Base identity;
     const bool onto = which == Projection::onto;
     std::vector<Column> all;
@@ -90,7 +92,7 @@ bool project_fast(const std::vector<Column>& columns, Projection which, const Ve
     // A remainder is a difference; a projection is not, but its coefficients are sums that cancel.
     if (!(onto ? along > 1e-10 : 1.0 - along > 0.25)) return false;
     all.pop_back();
-    combine(identity, onto ? 0.0 : 1.0, all, onto ? solution : SmallMatrix(-solution), {0}, 0, {x}, {out});
+    combine(identity, onto ? 0.0 : 1.0, all, onto ? solution : SmallMatrix(-solution), {0}, 0, in, out);
     return true;
 }
 
@@ -99,7 +101,7 @@ bool project_fast(const std::vector<Column>& columns, Projection which, const Ve
 void project(const std::vector<Column>& columns, Projection which, const std::vector<Vector>& x,
              const std::vector<Vector>& out) {
     if (columns.empty()) throw std::invalid_argument("expected at least one vector to project on, got none");
-    if (x.size() == 1 && out.size() == 1 && project_fast(columns, which, x[0], out[0])) return;
+    if (project_fast(columns, which, x, out)) return;
     project_carefully(columns, which, x, out);
 }
 
