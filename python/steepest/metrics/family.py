@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from steepest import _core, spectral
 from steepest.alignment import Alignment, scaled
 from steepest.arrays import ArrayOrMapping, LongVector, Segment, widened
+from steepest.metrics.form import LowRankForm
 from steepest.metrics.interface import (
     FLOAT64,
     MAX_SIZE,
@@ -250,18 +251,20 @@ class FamilyMetric(Metric):
         return self._value(minus), self._value(plus)
 
     @cached_property
-    def _operator(self) -> _core.Operator:
+    def form(self) -> LowRankForm:
+        """The same matrix as a low-rank change of a multiple of the identity."""
         m, k = self._member, self._coefficients
         (my, ey), (mg, eg) = column_scale(m.y_norm), column_scale(m.g_norm)
-        cross = k.yg * m.y_sign * m.g_sign / (my * mg)
-        mantissa, exponent = self._unit()
-        core = mantissa * np.array([[k.yy / (my * my), cross], [cross, k.gg / (mg * mg)]])
         if self.size == 1:  # a number: alpha does not occur in it
-            identity, core = self._value(spectral.plane_eigenvalues(m.alpha, m.cosine, m.sine)[1]), 0.0 * core
-            return _core.Operator([m.y.segments, m.g.segments], [ey, eg], [False, False], core, 0, identity)
-        return _core.Operator(
-            [m.y.segments, m.g.segments], [ey, eg], [False, False], core, exponent, mantissa * k.identity
-        )
+            return LowRankForm(self._plane_values()[1], (m.g,), (eg,), np.zeros((1, 1)))
+        mantissa, exponent = self._unit()
+        cross = k.yg * m.y_sign * m.g_sign / (my * mg)
+        core = mantissa * np.array([[k.yy / (my * my), cross], [cross, k.gg / (mg * mg)]])
+        return LowRankForm(mantissa * k.identity, (m.y, m.g), (ey, eg), core, exponent)
+
+    @cached_property
+    def _operator(self) -> _core.Operator:
+        return self.form.operator()
 
     # The interface -------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,48 +20,12 @@ from steepest.metrics.family import (
     scaled_alignment,
     swapped_alignment,
 )
+from steepest.metrics.form import LowRankForm
 from steepest.metrics.interface import FLOAT64, Metric, Spectrum, merged_spectrum
 
 __all__ = ["LowRankForm", "LowRankMetric", "low_rank_form", "updated_low_rank"]
 
 Matrix = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class LowRankForm:
-    """``2**exponent (scalar I + W K W^T)``, W the vectors divided by 2**exponents.
-
-    Attributes
-    ----------
-    scalar : float
-        Factor of the identity.
-    vectors : tuple of LongVector
-        Columns of W before scaling.
-    exponents : tuple of int
-        Powers of two that bring the columns to a norm near 1.
-    core : ndarray, shape (k, k)
-        K, symmetric.
-    exponent : int
-        Common power of two.
-    """
-
-    scalar: float
-    vectors: tuple[LongVector, ...]
-    exponents: tuple[int, ...]
-    core: Matrix
-    exponent: int = 0
-
-    def operator(self) -> _core.Operator:
-        """For the compiled core.
-
-        Returns
-        -------
-        Operator
-            Of the same matrix.
-        """
-        flags = [False] * len(self.vectors)
-        segments: list[Any] = [v.segments for v in self.vectors]
-        return _core.Operator(segments, list(self.exponents), flags, self.core, self.exponent, self.scalar)
 
 
 def low_rank_form(metric: Metric) -> LowRankForm | None:
@@ -78,18 +41,7 @@ def low_rank_form(metric: Metric) -> LowRankForm | None:
     LowRankForm or None
         The same matrix.
     """
-    if isinstance(metric, LowRankMetric):
-        return metric.form
-    if not isinstance(metric, FamilyMetric):
-        return None
-    m, k = metric._member, metric._coefficients
-    mantissa, exponent = metric._unit()
-    if metric.size == 1:
-        return LowRankForm(metric._plane_values()[1], (m.g,), (column_scale(m.g_norm)[1],), np.zeros((1, 1)))
-    (my, ey), (mg, eg) = column_scale(m.y_norm), column_scale(m.g_norm)
-    cross = k.yg * m.y_sign * m.g_sign / (my * mg)
-    core = mantissa * np.array([[k.yy / (my * my), cross], [cross, k.gg / (mg * mg)]])
-    return LowRankForm(mantissa * k.identity, (m.y, m.g), (ey, eg), core, exponent)
+    return metric.form if isinstance(metric, FamilyMetric | LowRankMetric) else None
 
 
 class LowRankMetric(Metric):
