@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -44,10 +45,19 @@ namespace {
 constexpr int max_threads = 256;
 constexpr index_t tasks_per_thread = 4;  // waking a thread costs about as much as two blocks take
 
+int current_cpu() {
+#ifdef __linux__
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
 // One parallel_for in flight: its tasks are handed out by a counter.
 struct Job {
     const std::function<void(index_t)>* work;
     index_t n_tasks;
+    int caller_cpu = current_cpu();
     std::atomic<index_t> next{0};
     std::atomic<bool> failed{false};
     std::exception_ptr error;  // written once, by the thread that set `failed`
@@ -66,20 +76,47 @@ struct Job {
 };
 
 // Waking a sleeping thread takes tens of microseconds, as much as a kernel needs for 1e5 elements. So a thread that waits
-// looks a while before it sleeps: a few microseconds, enough to go from one pass of a product to the next. Longer, and it
-// would lose its turn to other spinning threads (those of a BLAS) on a machine of few cores.
-constexpr int spin_rounds = 150;
+// looks a while before it sleeps: long enough to go from one pass of a product to the next, and from one call of a loop
+// in Python to the next. Longer, and it uses up its turn where other threads spin too (those of a BLAS).
+constexpr auto spin_time = std::chrono::microseconds(20);
+constexpr int looks_per_clock = 16;  // reading the clock takes about as long as a pause
 
 template <class Condition>
 void spin_until(Condition condition) {
-    for (int round = 0; round < spin_rounds && !condition(); ++round) {
+    const auto deadline = std::chrono::steady_clock::now() + spin_time;
+    for (int round = 1; !condition(); ++round) {
 #if defined(__x86_64__) || defined(__i386__)
         __builtin_ia32_pause();
 #elif defined(__aarch64__) && !defined(_MSC_VER)
         __asm__ __volatile__("yield");
 #endif
+        if (round % looks_per_clock == 0 && std::chrono::steady_clock::now() > deadline) return;
     }
 }
+
+// Linux may wake a worker on the CPU of the thread that calls it, where it only takes turns with that thread, and may leave
+// it there for thousands of calls. A worker that finds itself there asks for the other CPUs of those that it may use.
+class Placement {
+public:
+    void leave(int cpu) {
+#ifdef __linux__
+        if (cpu < 0 || cpu >= CPU_SETSIZE || cpu != sched_getcpu()) return;
+        cpu_set_t current;
+        if (sched_getaffinity(0, sizeof current, &current) != 0) return;
+        if (!CPU_EQUAL(&current, &chosen_)) allowed_ = current;  // the first time, or set by someone else since
+        cpu_set_t others = allowed_;
+        CPU_CLR(cpu, &others);
+        if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) chosen_ = others;
+#else
+        (void)cpu;
+#endif
+    }
+
+private:
+#ifdef __linux__
+    cpu_set_t allowed_{}, chosen_{};
+#endif
+};
 
 class Pool {
 public:
@@ -89,7 +126,7 @@ public:
             std::lock_guard<std::mutex> lock(mutex_);
             while (static_cast<int>(n_workers_) < helpers) {
                 try {
-                    std::thread([this] { serve(); }).detach();
+                    std::thread([this, cpu = job.caller_cpu] { serve(cpu); }).detach();
                 } catch (const std::system_error&) {
                     break;  // the system grants no more threads: go on with those we have
                 }
@@ -115,8 +152,10 @@ public:
     std::atomic_flag busy = ATOMIC_FLAG_INIT;
 
 private:
-    void serve() {
+    void serve(int callers_cpu) {
         const auto called = [this] { return wanted_.load() > 0; };
+        Placement placement;
+        placement.leave(callers_cpu);
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
             lock.unlock();
@@ -129,6 +168,7 @@ private:
             ++active_;
             Job* job = job_;
             lock.unlock();
+            placement.leave(job->caller_cpu);
             job->run();
             lock.lock();
             if (--active_ == 0) done_.notify_all();
