@@ -365,8 +365,10 @@ def run(
     ValueError
         Unknown loss, a number that is not positive, or a loss that diverges.
 
-    Notes ----- A step costs O(classes * inputs^2) under the squared loss, whose full batch enters through its
-    second moments, and O(classes * inputs * images) under cross-entropy.
+    Notes
+    -----
+    A step costs O(classes * inputs^2) under the squared loss, whose full batch enters through its second moments, and
+    O(classes * inputs * images) under cross-entropy.
 
     Examples
     --------

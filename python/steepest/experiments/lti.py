@@ -190,9 +190,11 @@ def run(
         A is not square or has n < 3; A is not Hurwitz; `start` is of the wrong shape or zero; `duration` is
         not positive; `n_steps` < 2.
 
-    Notes ----- The states come from the exponential of one step, exact up to rounding. P solves the Lyapunov
-    equation with Q = I (``scipy.linalg.solve_continuous_lyapunov``). The rate A theta stands for the update:
-    a step size only rescales M. Cost is O(n^3), and O(n^2) per time.
+    Notes
+    -----
+    The states come from the exponential of one step, exact up to rounding. P solves the Lyapunov equation with Q = I
+    (``scipy.linalg.solve_continuous_lyapunov``). The rate A theta stands for the update: a step size only rescales M.
+    Cost is O(n^3), and O(n^2) per time.
 
     Examples
     --------
