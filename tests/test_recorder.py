@@ -334,6 +334,82 @@ def test_losses_of_many_kinds() -> None:
     assert rec.recording().loss.tolist() == [1.0] * 7
 
 
+def gram_from_rows(rec: Recording, t: int, y_weights: list[float], g_weights: list[float], block: int) -> list[Any]:
+    """(y.y, y.d, d.d) of y = sum_i y_weights[i] grad_{t+i} and d = sum_i g_weights[i] update_{t+i}, of rows alone."""
+
+    def product(name: str, i: int, j: int) -> Any:
+        """x_i . z_j: name 'yy', 'yg' or 'gg'."""
+        if i == j:
+            exponent = int(rec[f"{name[0]}_exponent"][t + i, block]) + int(rec[f"{name[1]}_exponent"][t + i, block])
+            hi, lo = rec[name][t + i, block], rec[name + "_lo"][t + i, block]
+        else:
+            later, lag = max(i, j), abs(i - j)
+            name = "lag_" + (name if i > j else name[::-1])
+            place = (t + later, block, lag - 1)
+            exponent, hi, lo = int(rec[name + "_exponent"][place]), rec[name][place], rec[name + "_lo"][place]
+        return mp.ldexp(mp.mpf(float(hi)) + mp.mpf(float(lo)), exponent)
+
+    def form(name: str, left: list[float], right: list[float]) -> Any:
+        terms = [mp.mpf(a) * b * product(name, i, j) for i, a in enumerate(left) if a for j, b in enumerate(right) if b]
+        return mp.fsum(terms)
+
+    return [form("yy", y_weights, y_weights), form("yg", y_weights, g_weights), form("gg", g_weights, g_weights)]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("lag", [1, 2, 4])
+def test_pairs_that_a_lag_supports(lag: int, dtype: Any) -> None:
+    """Left, trapezoid and both windows of section 1: their Gram from rows alone and from the vectors."""
+    rng = np.random.default_rng(lag)
+    grads = {name: rng.standard_normal((8, *shape)).astype(dtype) for name, shape in SHAPES.items()}
+    for x in grads.values():  # gradients that nearly cancel in the mean, as on a valley floor
+        x[1::2] = -x[::2] * dtype(1 + 1e-6)
+    updates = {name: (-0.1 * x + 0.01 * rng.standard_normal(x.shape)).astype(dtype) for name, x in grads.items()}
+    rec = Recorder(lag=lag, objective="fixed")
+    for t in range(8):
+        update = None if t == 7 else {name: x[t] for name, x in updates.items()}
+        rec.step(grad={name: x[t] for name, x in grads.items()}, update=update, loss=float(t))
+    found = rec.recording()
+    pairs = {"left": ([1.0], [1.0]), "trapezoid": ([0.5, 0.5], [1.0])}
+    for w in range(1, lag + 1):
+        pairs[f"A{w}"] = ([1 / w] * w, [1.0])
+        pairs[f"B{w}"] = ([1 / (w + 1)] * (w + 1), [1.0] * w)
+    pairs[f"A{lag + 1}"] = ([1 / (lag + 1)] * (lag + 1), [1.0])
+    for y_weights, g_weights in pairs.values():
+        for t in range(8 - max(len(y_weights) - 1, len(g_weights))):
+            for block, names in enumerate((list(SHAPES), ["w"], ["b"])):
+                vectors = [
+                    [
+                        mp.fsum(a * mp.mpf(float(e)) for a, e in zip(weights, elements, strict=False))
+                        for name in names
+                        for elements in source[name][t:].reshape(8 - t, -1).T
+                    ]
+                    for weights, source in ((y_weights, grads), (g_weights, updates))
+                ]
+                y, d = vectors
+                expected = [inner(y, y), inner(y, d), inner(d, d)]
+                got = gram_from_rows(found, t, y_weights, g_weights, block)
+                assert all(abs(a - b) <= 1e-28 for a, b in zip(got, expected, strict=True))  # of vectors of order 1
+                sine = [mp.sqrt(abs(1 - p[1] ** 2 / (p[0] * p[2]))) for p in (got, expected)]
+                assert float(sine[0]) == pytest.approx(float(sine[1]), rel=1e-13, abs=1e-13)
+
+
+def test_whole_from_blocks_has_the_bits_of_any_number_of_threads() -> None:
+    rng = np.random.default_rng(0)
+    one = {name: {f"b{i}": rng.standard_normal(100_000 + i) for i in range(5)} for name in ("grad", "update")}
+    rows, threads = [], steepest.get_num_threads()
+    try:
+        for n in (1, 2):
+            steepest.set_num_threads(n)
+            rec = Recorder(lag=1)
+            for _ in range(2):
+                rec.step(**one)
+            rows.append(rec.recording())
+    finally:
+        steepest.set_num_threads(threads)
+    assert_equal_but(*rows)
+
+
 def scalar_rows(number: int, lag: int = 0, **changes: Any) -> np.ndarray:
     """The rows of step_of(number) from inner products in multiple precision, rounded to hi + lo."""
     rows = np.zeros((1, 3), row_dtype(lag))

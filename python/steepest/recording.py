@@ -255,8 +255,9 @@ class Recording:
     def alignment(self, step: int, block: str = ALL) -> Alignment:
         """Everything that follows from the inner products of one step and block.
 
-        The same path as `steepest.align`, and the same numbers, but for `Alignment.psi_floor`, which is the larger one
-        of the dtype's and the recorded one.
+        The same path as `steepest.align`. The numbers are the same, to the last bit for one array without lag, and
+        within the bounds where they come from other passes (with lag, and ``"(all)"`` of several arrays, which is the
+        sum over these); but `Alignment.psi_floor` is the larger one of the dtype's and the recorded one.
 
         Parameters
         ----------
@@ -440,7 +441,7 @@ def recording(
     >>> from steepest.recording import recording
     >>> w = np.array([[4.0, 2.0], [2.0, 1.5], [1.0, 1.0]])
     >>> b = np.array([[1.0], [0.5], [0.0]])
-    >>> rec = recording(params={"w": w, "b": b}, grad={"w": w, "b": b})
+    >>> rec = recording(params={"w": w, "b": b}, grad={"w": w, "b": b}, lag=0)
     >>> rec.blocks, rec.alignment(0, "w") == steepest.align(w[0], w[1] - w[0])
     (('(all)', 'w', 'b'), True)
     """
