@@ -308,15 +308,19 @@ def angle_of(yy: Product, yg: Product, gg: Product) -> tuple[float, float]:
     (a, i), (b, j), (c, k) = _integer(yy), _integer(gg), _integer(yg)
     product, square = a * b, c * c
     shift = 2 * k - i - j
-    if shift < -4000:
-        square = 0
-    elif shift < 0:
+    if shift < 0:
         product <<= -shift
     else:
         square <<= shift
-    cosine = math.ldexp(math.isqrt((square << 400) // product), -200)
-    sine = math.ldexp(math.isqrt((max(product - square, 0) << 400) // product), -200)
+    cosine, sine = _root_of_ratio(square, product), _root_of_ratio(max(product - square, 0), product)
     return math.copysign(min(cosine, 1.0), yg.hi), min(sine, 1.0)
+
+
+def _root_of_ratio(a: int, b: int) -> float:
+    """sqrt(a/b) from 65 bits of it at least."""
+    bits = max(0, 132 + b.bit_length() - a.bit_length()) if a else 0
+    bits += bits & 1
+    return math.ldexp(math.isqrt((a << bits) // b), -bits // 2)
 
 
 def _integer(x: Product) -> tuple[int, int]:
