@@ -141,6 +141,6 @@ class Twofold:
 
 
 def _quick(high: Any, low: Any) -> tuple[Array, Array]:
-    """high + low for \\|high\\| >= \\|low\\|, normalised."""
+    """high + low, where high is the larger one in size, normalised."""
     total = high + low
     return total, low - (total - high)

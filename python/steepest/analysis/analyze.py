@@ -57,23 +57,23 @@ def analyze(
 
     Notes
     -----
-    ============  ====================================  ============================  =====================================
-    pair          gradient                              update                        needs
-    ============  ====================================  ============================  =====================================
-    continuous    grad_t                                update_t                      nothing else
-    left          grad_t, corrected                     update_t                      losses of t and t + 1
-    trapezoid     (grad_t + grad_{t+1})/2, corrected    update_t                      these losses, lag of at least 1
-    displacement  mean of grad_t .. grad_{t+w},         update_t + ... +              losses of t and t + w, lag of at least
-                  corrected                             update_{t+w-1}                w, every step recorded
-    ============  ====================================  ============================  =====================================
+    ============  ==================================  ================================  ============================
+    pair          gradient                            update                            needs
+    ============  ==================================  ================================  ============================
+    continuous    grad_t                              update_t                          nothing else
+    left          grad_t, corrected                   update_t                          losses of t and t + 1
+    trapezoid     (grad_t + grad_{t+1})/2, corrected  update_t                          these losses, lag >= 1
+    displacement  mean of grad_t .. grad_{t+w},       update_t + ... + update_{t+w-1}   losses of t and t + w,
+                  corrected                                                             lag >= w, every step
+    ============  ==================================  ================================  ============================
 
     Corrected by a multiple of the update d such that ``gradient.d`` is the change of the loss (discrete gradients,
     sections 7 and 1B); a block has its part of the correction of the whole. With mini-batches L_t and L_{t+1} are
     different functions and their difference is noise, which is why ``auto`` does not use it. Where `update` is a rate
     (``recording.rate``) no loss is differenced over it: only 'continuous' is possible.
 
-    Everything is vectorised over steps and blocks, in the forms of sections 3, 5, 7 and 15; rows are read in pieces from
-    the file. Memory: 8 bytes for each step, block and column asked for.
+    Everything is vectorised over steps and blocks, in the forms of sections 3, 5, 7 and 15; rows are read in pieces
+    from the file. Memory: 8 bytes for each step, block and column asked for.
 
     Examples
     --------
@@ -167,8 +167,8 @@ def _pair(rec: Recording, pair: str, window: int, name: str) -> Pair:
         raise ValueError(f"pair 'trapezoid' is of one step, got window={window}; use pair='displacement'")
     if info.lag < window:
         raise ValueError(
-            f"run {name!r}: pair {pair!r} with window={window} needs inner products with the {window} steps before, but "
-            f"the recording has lag={info.lag}: record with lag={window} (Recorder or recording), or use "
+            f"run {name!r}: pair {pair!r} with window={window} needs inner products with the {window} steps before, "
+            f"but the recording has lag={info.lag}: record with lag={window} (Recorder or recording), or use "
             "pair='continuous', which still says whether the loss falls over the window"
         )
     if not (np.diff(rec.step) == 1).any():

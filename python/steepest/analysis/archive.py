@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest.analysis.columns import COLUMNS, PAIRS, PAIR_STATUSES
+from steepest.analysis.columns import COLUMNS, PAIR_STATUSES, PAIRS
 from steepest.analysis.pair_rows import PAIR_COLUMNS
 from steepest.row_format import RecordingInfo
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steepest import _core
+from steepest.analysis.optional import optional
 from steepest.analysis.pair_rows import chunks
 from steepest.row_format import STATUS_CODE
 from steepest.twofold import Twofold
@@ -18,8 +18,8 @@ __all__ = ["metric_distances"]
 Array = NDArray[np.float64]
 Rows = NDArray[np.void]
 
-# M_opt = alpha (I + yh yh^T - gh gh^T) with the unit vectors of -grad and update; the four columns are those of the step
-# before and of this one.
+# M_opt = alpha (I + yh yh^T - gh gh^T) with the unit vectors of -grad and update; the four columns are those of the
+# step before and of this one.
 _BEFORE, _NOW, _ZERO = np.diag([1.0, -1.0, 0.0, 0.0]), np.diag([0.0, 0.0, 1.0, -1.0]), np.zeros((4, 4))
 
 
@@ -53,7 +53,8 @@ def metric_distances(
     bulk, plane = np.full(shape, np.nan), np.full(shape, np.nan)
     parts: Iterable[slice] = chunks(*shape)
     if progress is not None:
-        parts = _bar(list(parts), progress)
+        tqdm = optional("tqdm.auto", "progress", "a progress bar").tqdm
+        parts = tqdm(list(parts), desc=f"distances of {progress}", unit="part", leave=False)
     dimensions = np.array(sizes)
     for part in parts:
         if part.stop < 2:
@@ -115,13 +116,3 @@ def _unit_gram(before: Rows, now: Rows) -> tuple[Array, Array, Array]:
 
 def _own(rows: Rows, name: str) -> Twofold:
     return Twofold(rows[name], rows[name + "_lo"])
-
-
-def _bar(parts: list[slice], label: str) -> Any:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError(
-            'a progress bar needs tqdm, which is not installed: pip install "steepest[progress]"'
-        ) from error
-    return tqdm(parts, desc=f"distances of {label}", unit="part", leave=False)

@@ -10,11 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest.analysis.columns import COLUMNS, PAIR_STATUSES
+from steepest.analysis.optional import optional
 
 if TYPE_CHECKING:
-    import pandas
-    import xarray
-
     from steepest.analysis.run import RunAnalysis
 
 __all__ = ["chosen_columns", "run_to_dataframe", "run_to_dict", "run_to_xarray", "runs_to_xarray"]
@@ -67,7 +65,7 @@ def run_to_dict(run: RunAnalysis) -> dict[str, Any]:
     return head | {"info": asdict(run.info)} | names | {"columns": {name: run[name].tolist() for name in COLUMNS}}
 
 
-def run_to_dataframe(run: RunAnalysis, columns: Iterable[str] | None = None) -> pandas.DataFrame:
+def run_to_dataframe(run: RunAnalysis, columns: Iterable[str] | None = None) -> Any:
     """Long format, one row for each step and block.
 
     Parameters
@@ -81,16 +79,8 @@ def run_to_dataframe(run: RunAnalysis, columns: Iterable[str] | None = None) -> 
     -------
     pandas.DataFrame
         See `Analysis.to_dataframe`.
-
-    Raises
-    ------
-    ImportError
-        pandas is not installed.
     """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise ImportError('a frame needs pandas, which is not installed: pip install "steepest[pandas]"') from error
+    pd = optional("pandas", "pandas", "a frame")
     steps, blocks = len(run), len(run.blocks)
 
     def repeated(value: str | None) -> Any:  # a code for each row, not a text
@@ -111,7 +101,7 @@ def run_to_dataframe(run: RunAnalysis, columns: Iterable[str] | None = None) -> 
     return pd.DataFrame(data)
 
 
-def run_to_xarray(run: RunAnalysis, columns: Iterable[str] | None = None) -> xarray.Dataset:
+def run_to_xarray(run: RunAnalysis, columns: Iterable[str] | None = None) -> Any:
     """Dimensions step and block.
 
     Parameters
@@ -126,7 +116,7 @@ def run_to_xarray(run: RunAnalysis, columns: Iterable[str] | None = None) -> xar
     xarray.Dataset
         See `RunAnalysis.to_xarray`.
     """
-    xr = _import_xarray()
+    xr = optional("xarray", "xarray", "a dataset")
     variables = {}
     for name in chosen_columns(columns):
         dimensions = ("step", "block") if COLUMNS[name].per_block else ("step",)
@@ -135,7 +125,7 @@ def run_to_xarray(run: RunAnalysis, columns: Iterable[str] | None = None) -> xar
     return xr.Dataset(variables, coordinates, _attributes(run))
 
 
-def runs_to_xarray(runs: dict[str, RunAnalysis], columns: Iterable[str] | None = None) -> xarray.Dataset:
+def runs_to_xarray(runs: dict[str, RunAnalysis], columns: Iterable[str] | None = None) -> Any:
     """Dimensions run, step and block: the union of the steps and of the blocks of all runs.
 
     Parameters
@@ -150,7 +140,7 @@ def runs_to_xarray(runs: dict[str, RunAnalysis], columns: Iterable[str] | None =
     xarray.Dataset
         See `Analysis.to_xarray`.
     """
-    xr = _import_xarray()
+    xr = optional("xarray", "xarray", "a dataset")
     steps = np.unique(np.concatenate([run.step for run in runs.values()]))
     blocks = list(dict.fromkeys(block for run in runs.values() for block in run.blocks))
     places = [
@@ -161,7 +151,8 @@ def runs_to_xarray(runs: dict[str, RunAnalysis], columns: Iterable[str] | None =
     for name in chosen_columns(columns):
         per_block = COLUMNS[name].per_block
         shape = (len(runs), len(steps), len(blocks)) if per_block else (len(runs), len(steps))
-        whole, attributes = None, {}
+        whole: Any = None
+        attributes: dict[str, Any] = {}
         for i, (run, (at, own)) in enumerate(zip(runs.values(), places, strict=True)):
             values, attributes = _values(run, name)
             if whole is None:
@@ -207,11 +198,3 @@ def _attributes(run: RunAnalysis) -> dict[str, Any]:
     own = {"run": run.name, "candidate": run.candidate or "", "pair": run.pair, "window": run.window}
     rate = {"rate": int(run.info.rate)}  # netCDF has no booleans among attributes
     return {"source": "steepest", **own, **{name: getattr(run.info, name) for name in names}, **rate}
-
-
-def _import_xarray() -> Any:
-    try:
-        import xarray
-    except ImportError as error:
-        raise ImportError('a dataset needs xarray, which is not installed: pip install "steepest[xarray]"') from error
-    return xarray

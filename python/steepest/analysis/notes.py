@@ -16,7 +16,8 @@ __all__ = ["notes_of"]
 _SOURCE = {
     "rule": (
         "The gradient is the one that the rule itself used, so the angle says what the rule does with its gradient: "
-        "plain gradient descent is at 0 degrees by construction, however noisy its gradient is."
+        "plain gradient descent is at 0 degrees by construction, however noisy its gradient is (up to the length of "
+        "the step, where steps are taken as finite)."
     ),
     "evaluation": (
         "The gradient was evaluated for this purpose, apart from the rule, so the angle contains the noise of the "
@@ -96,18 +97,20 @@ def _why_continuous(run: RunAnalysis) -> list[str]:
     info = run.info
     if run.pair != "continuous":
         if info.objective != "fixed":
-            return [
+            note = (
                 "The recording does not say that all losses belong to one function (objective='fixed'): with "
                 "mini-batches the change of the loss is mostly the change of the batch, and this pair means little."
-            ]
+            )
+            return [note]
         return []
     if info.rate:
         return ["The update is a rate of change in time, so losses are not differenced over it."]
     if info.objective != "fixed":
-        return [
+        note = (
             "The losses may belong to different mini-batches, so changes of the loss are not used for the angle; "
             "record with objective='fixed' if there is one function."
-        ]
+        )
+        return [note]
     return []
 
 

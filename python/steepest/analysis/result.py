@@ -7,16 +7,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from steepest.analysis.archive import load_runs, save_runs
 from steepest.analysis.export import run_to_dict, runs_to_xarray
+from steepest.analysis.optional import optional
 from steepest.analysis.run import RunAnalysis
 from steepest.row_format import ALL
-
-if TYPE_CHECKING:
-    import pandas
-    import xarray
 
 __all__ = ["Analysis"]
 
@@ -151,7 +148,7 @@ class Analysis:
         runs = {name: run_to_dict(run) for name, run in self.runs.items()}
         return {"runs": runs, "notes": list(self.notes), "identified": fitted}
 
-    def to_dataframe(self, columns: Iterable[str] | None = None) -> pandas.DataFrame:
+    def to_dataframe(self, columns: Iterable[str] | None = None) -> Any:
         """Long format: one row for each run, step and block.
 
         Parameters
@@ -172,7 +169,7 @@ class Analysis:
         frames = [run.to_dataframe(columns) for run in self.runs.values()]
         if len(frames) == 1:
             return frames[0]
-        import pandas as pd
+        pd = optional("pandas", "pandas", "a frame")
 
         names = ("run", "candidate", "block")
         union = {name: list(dict.fromkeys(x for f in frames for x in f[name].cat.categories)) for name in names}
@@ -181,7 +178,7 @@ class Analysis:
                 frame[name] = frame[name].cat.set_categories(union[name])
         return pd.concat(frames, ignore_index=True)
 
-    def to_xarray(self, columns: Iterable[str] | None = None) -> xarray.Dataset:
+    def to_xarray(self, columns: Iterable[str] | None = None) -> Any:
         """Dimensions run, step and block; ``a.runs[name].to_xarray()`` has step and block only.
 
         Parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,6 @@ from steepest.analysis.windows import Effectiveness, change_over, effectiveness
 from steepest.metric import metric
 from steepest.recording import Recording
 from steepest.row_format import ALL, GradientSource, RecordingInfo
-
-if TYPE_CHECKING:
-    import pandas
-    import xarray
 
 __all__ = ["RunAnalysis"]
 
@@ -236,7 +232,7 @@ class RunAnalysis:
         """
         return run_to_dict(self)
 
-    def to_dataframe(self, columns: Iterable[str] | None = None) -> pandas.DataFrame:
+    def to_dataframe(self, columns: Iterable[str] | None = None) -> Any:
         """Long format, one row for each step and block; see `Analysis.to_dataframe`.
 
         Parameters
@@ -251,7 +247,7 @@ class RunAnalysis:
         """
         return run_to_dataframe(self, columns)
 
-    def to_xarray(self, columns: Iterable[str] | None = None) -> xarray.Dataset:
+    def to_xarray(self, columns: Iterable[str] | None = None) -> Any:
         """Dimensions step and block.
 
         Parameters

@@ -55,7 +55,7 @@ def summary_of(run: RunAnalysis) -> list[dict[str, Any]]:
     """
     loss, effective = run["loss"], run["effective"]
     known = loss[~np.isnan(loss)]
-    per_run = {
+    per_run: dict[str, Any] = {
         "gradient_source": run.gradient_source,
         "pair": run.pair,
         "loss_first": float(known[0]) if len(known) else math.nan,
