@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest.plot.series import GRADIENT, Axis, Selected, axis_label, bins_of, logarithmic, one_run
+from steepest.plot.series import GRADIENT, Axis, Selected, axis_label, bins_of, literal, logarithmic, one_run
 from steepest.plot.style import STYLE, VERMILION, import_matplotlib, new_axes
 
 if TYPE_CHECKING:
@@ -155,7 +155,9 @@ def blocks(
             ax.plot(data.place[columns[chosen]], rows[chosen] + 0.5, **cast("Any", dots))
         ax.invert_yaxis()
         every = -(-len(data.blocks) // _NAMED_ROWS)
-        ax.set_yticks(np.arange(0, len(data.blocks), every) + 0.5, [shortened(b) for b in data.blocks[::every]])
+        ax.set_yticks(
+            np.arange(0, len(data.blocks), every) + 0.5, [literal(shortened(b)) for b in data.blocks[::every]]
+        )
         ax.tick_params(axis="y", length=0)
         for side in ax.spines.values():
             side.set_visible(False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steepest.plot.geometry import GeometryData, plane_geometry
-from steepest.plot.series import ALL, Axis, axis_values, one_run
+from steepest.plot.series import ALL, Axis, axis_values, literal, one_run
 from steepest.plot.style import GREY, STYLE, import_matplotlib, new_axes, put_legend
 
 if TYPE_CHECKING:
@@ -175,7 +175,8 @@ def geometry_over_steps(
         shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, count))
         for position, (place, picture) in enumerate(zip(data.place, data.geometry, strict=True)):
             look = {"color": shades[position], "linewidth": 0.9 + 0.5 * position / max(count - 1, 1)}
-            name = f"{x} {place:.4g}, {math.degrees(picture.angle):.3g}°"
+            where = f"{place:.0f}" if x == "step" else f"{place:.4g}"
+            name = f"{x} {where}, {math.degrees(picture.angle):.3g}°"
             ax.plot(*picture.ball.T, label=name, **look)
             tip = (float(picture.touch[0]), float(picture.touch[1]))
             drawn = ax.annotate("", xy=tip, xytext=(0.0, 0.0), arrowprops={**arrow, **look}, annotation_clip=False)
@@ -191,6 +192,6 @@ def geometry_over_steps(
         ax.set_xlim(-1.15, 1.4)
         ax.set_ylim(-reach, reach)
         ax.set_axis_off()
-        ax.set_title(data.run if block == ALL else f"{data.run} · {block}")
+        ax.set_title(literal(data.run if block == ALL else f"{data.run} · {block}"))
         put_legend(ax, below=True)
     return ax

@@ -172,9 +172,26 @@ def select(
     many_runs, many_blocks = len({name for name, _ in pairs}) > 1, len({block for _, block in pairs}) > 1
     found = []
     for name, block in pairs:
-        label = " · ".join([name] * (many_runs or not many_blocks) + [block] * many_blocks)
+        label = literal(" · ".join([name] * (many_runs or not many_blocks) + [block] * many_blocks))
         found.append(Selected(name, block, label, known[name].blocks.index(block), known[name]))
     return found
+
+
+def literal(name: str) -> str:
+    """A user's name as a label: no formula, and not hidden for its underscore.
+
+    Parameters
+    ----------
+    name : str
+        Of a run or block.
+
+    Returns
+    -------
+    str
+        What matplotlib draws as `name`.
+    """
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def one_run(source: Source, run: str | None) -> RunAnalysis:
@@ -411,7 +428,8 @@ def draw_curves(ax: Axes, drawn: Sequence[Curve], *, named: bool | None = None) 
         if curve.connected:
             marker = {"marker": "."} if np.isfinite(curve.value).sum() == 1 else {}
         else:
-            marker, style = {"marker": ".", "markersize": "2.5"}, {"color": style["color"], "linestyle": "none"}
+            sign = "osD^vP"[position % 6]
+            marker, style = {"marker": sign, "markersize": "1.6"}, {"color": style["color"], "linestyle": "none"}
         ax.plot(curve.x, curve.value, label=curve.label if named else "_", **style, **cast("Any", marker))
 
 
