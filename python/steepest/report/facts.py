@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from steepest.analysis import RunAnalysis
 
-__all__ = ["Facts", "facts", "median_or_nan"]
+__all__ = ["Facts", "affordable", "facts", "median_or_nan"]
+
+_MOST_DISTANCES = 400_000
 
 
 @dataclass(frozen=True)
@@ -71,27 +73,46 @@ class Facts:
     correction_share: float
 
 
-def facts(run: RunAnalysis, block: str) -> Facts:
-    """Sum up one run and block.
+def facts(run: RunAnalysis) -> dict[str, Facts]:
+    """Sum up one run, block by block.
 
     Parameters
     ----------
     run : RunAnalysis
         Of the run.
-    block : str
-        Name of the block.
 
     Returns
     -------
-    Facts
-        Medians over the steps that have a value.
+    dict
+        Block -> medians over the steps that have a value, the whole vector first. Distances are left out of runs with
+        so many rows that they would take minutes.
     """
+    status, moves = run["status"], affordable(run)
+    return {block: _facts(run, block, status[:, column], moves) for column, block in enumerate(run.blocks)}
+
+
+def affordable(run: RunAnalysis) -> bool:
+    """Whether the distances between the metrics of successive steps take seconds, not minutes.
+
+    Parameters
+    ----------
+    run : RunAnalysis
+        Of the run.
+
+    Returns
+    -------
+    bool
+        They take some 25 microseconds for each step and block.
+    """
+    return len(run.step) * len(run.blocks) <= _MOST_DISTANCES
+
+
+def _facts(run: RunAnalysis, block: str, status: NDArray[Any], moves: bool) -> Facts:
     column = run.blocks.index(block)
 
     def of(name: str) -> NDArray[Any]:
         return run[name][:, column]
 
-    status = of("status")
     names, numbers = np.unique(status, return_counts=True)
     psi = np.degrees(_known(of("psi")))
     low, middle, high = np.percentile(psi, [25.0, 50.0, 75.0]).tolist() if len(psi) else (math.nan,) * 3
@@ -117,8 +138,8 @@ def facts(run: RunAnalysis, block: str) -> Facts:
         rho=median_or_nan(of("rho")),
         effective=float(np.mean(effective)) if len(effective) else math.nan,
         windows=len(effective),
-        bulk=median_or_nan(of("distance_bulk")),
-        plane=median_or_nan(of("distance_plane")),
+        bulk=median_or_nan(of("distance_bulk")) if moves else math.nan,
+        plane=median_or_nan(of("distance_plane")) if moves else math.nan,
         decay_share=median_or_nan(of("decay_share")),
         correction_share=median_or_nan(of("correction_share")),
     )

@@ -12,6 +12,7 @@ import numpy as np
 from steepest import plot
 from steepest.plot.blocks import shortened
 from steepest.plot.series import ALL
+from steepest.report.facts import affordable
 from steepest.report.svg import draw_svg
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def overview(runs: Mapping[str, RunAnalysis], max_points: int) -> list[Picture]:
             draw = partial(plot.angle, source, x="loss", max_points=points)
             drawn.append(("angle-loss", draw, "Angle at equal loss"))
         drawn.append(("cond", partial(plot.cond, source, max_points=points), "Condition number over steps"))
-    if _known(runs, "distance"):
+    if all(affordable(run) for run in runs.values()) and _known(runs, "distance"):
         drawn.append(("speed", partial(plot.speed, source, max_points=points), "Speed of the metric over steps"))
     height = 3.1 + 0.14 * (len(runs) if len(runs) > 3 else 1)
     return [

@@ -116,7 +116,7 @@ def report(analysis: Analysis, path: str | os.PathLike[str], *, title: str | Non
     environment.filters.update(degrees=degrees, share=share, number=number)
     template = environment.get_template("report.html")
     identified: Mapping[str, Iterable[Any]] = getattr(analysis, "identified", None) or {}
-    known = {name: {block: facts(run, block) for block in run.blocks} for name, run in runs.items()}
+    known = {name: facts(run) for name, run in runs.items()}
     page = ""
     for max_points, block_figures in _ATTEMPTS:
         page = template.render(

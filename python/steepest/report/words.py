@@ -18,10 +18,17 @@ GRADIENT = {
     "evaluation": "a gradient computed separately, on data chosen for the purpose",
     "estimate": "an estimate of the gradient, which has an error of its own",
 }
+_SHORT = {
+    "rule": "the gradient that it used",
+    "evaluation": "a separately computed gradient",
+    "estimate": "an estimated gradient",
+}
 PAIR = {
     "continuous": "the gradient at the beginning of each step",
     "trapezoid": "the mean of the gradients before and after each step, corrected along the step so that it accounts "
     "exactly for the measured change of the loss",
+    "left": "the gradient at the beginning of each step, corrected along the step so that it accounts exactly for the "
+    "measured change of the loss",
     "displacement": "the mean gradient over a window of steps, corrected along the way travelled so that it accounts "
     "exactly for the measured change of the loss",
 }
@@ -121,10 +128,10 @@ def headline(run: RunAnalysis, whole: Facts) -> str:
     if not whole.with_angle:
         text = "The angle to steepest descent is not known"
     else:
-        source = {"rule": "the gradient that it used", "evaluation": "a separately computed gradient"}
+        against = _SHORT.get(run.gradient_source, run.gradient_source)
         text = (
             f"Downhill at {share(whole.with_metric / whole.steps)} of {number(whole.steps)} steps, typically "
-            f"{degrees(whole.angle)} from steepest descent of {source.get(run.gradient_source, 'an estimated gradient')}"
+            f"{degrees(whole.angle)} from steepest descent of {against}"
         )
     if whole.windows:
         text += f"; the loss fell over {share(whole.effective)} of the windows"
@@ -262,7 +269,7 @@ def cannot_say(runs: Mapping[str, RunAnalysis], *, identified: bool) -> list[str
     """
     analyses = list(runs.values())
     said = [
-        "That a metric exists at a single step only says that the update points downhill: it is no evidence for a theory.",
+        "That a metric exists at a single step only says that the update points downhill; it proves no theory.",
         "The condition number is a function of the angle, so it adds no evidence of its own.",
         "The size of the metric's eigenvalues follows the learning rate; only ratios of them mean something.",
     ]
