@@ -127,12 +127,10 @@ def recorded(path: Path) -> dict[str, Any]:
     rec = steepest.Recording.open(path)
     fields = asdict(rec.info)
     names, shapes = fields.pop("names"), fields.pop("shapes")
-    whole = shapes[0] if names is None else (rec.sizes[0],)
+    shapes = shapes if names is None else ((rec.sizes[0],), *shapes)
     blocks = [
         {"name": name, "shape": list(shape), "size": size, "status": rec.counts(name)}
-        for name, shape, size in zip(
-            rec.blocks, (whole, *(shapes if names is not None else ())), rec.sizes, strict=True
-        )
+        for name, shape, size in zip(rec.blocks, shapes, rec.sizes, strict=True)
     ]
     numbers = rec.step
     return {

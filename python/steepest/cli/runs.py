@@ -89,8 +89,8 @@ def named_paths(texts: Sequence[str]) -> dict[str, Path]:
     for text in texts:
         name, equals, rest = text.partition("=")
         path = Path(text) if not equals or Path(text).exists() else Path(rest)
-        name = name if equals and not Path(text).exists() else path.resolve().name
-        if not name or name in found:
+        name = name if path != Path(text) and name else path.resolve().name
+        if name in found:
             raise CommandError(
                 f"expected a name of its own for each run, got {name!r} twice or none: write name={path}"
             )
