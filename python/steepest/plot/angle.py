@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AngleData", "angle", "angle_data"]
 
+_IN_LEGEND = {"rule": "its own gradient", "evaluation": "evaluated gradient", "estimate": "estimated gradient"}
 _VISIBLE = 0.2  # degrees: a rounding floor below this is not drawn
 
 
@@ -193,9 +194,11 @@ def angle(
                 ax.fill_between(curve.x, low, high, color=GREY, alpha=shade, linewidth=0, label=named)
                 named = "_"
         ax.axhline(90.0, color=GREY, linewidth=0.6)
-        against = [f"{GRADIENT[source]}, {pair} pair" for source, pair in zip(data.gradient, data.pair, strict=True)]
-        one = len(set(against)) == 1
-        labels = [c.label if one else f"{c.label}: {text}" for c, text in zip(data.angle, against, strict=True)]
+        same = len(set(data.gradient)) == 1
+        labels = [
+            curve.label if same else f"{curve.label}: {_IN_LEGEND[origin]}"
+            for curve, origin in zip(data.angle, data.gradient, strict=True)
+        ]
         draw_curves(ax, [replace(c, label=text) for c, text in zip(data.angle, labels, strict=True)])
         named = "rounding floor"
         for position, (curve, floor) in enumerate(zip(data.angle, data.floor, strict=True)):
@@ -209,6 +212,7 @@ def angle(
         ax.set_ylim(0.0, 180.0 if highest > 135.0 else 135.0 if highest > 97.0 else 100.0)
         ax.set_yticks(np.arange(0.0, ax.get_ylim()[1] + 1.0, 30.0 if highest <= 97.0 else 45.0))
         ax.set_ylabel("angle psi (degrees)")
-        ax.set_title(f"against {against[0]}" if one else "against different gradients: see the legend", loc="left")
+        against = GRADIENT[data.gradient[0]] if same else "different gradients: see the legend"
+        ax.set_title(f"against {against} ({', '.join(dict.fromkeys(data.pair))} pair)", loc="left")
         finish(ax, select(source, runs, blocks), x)
     return ax

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest.plot.series import GRADIENT, Axis, Selected, axis_label, bins_of, literal, logarithmic, one_run
+from steepest.plot.series import GRADIENT, Axis, Selected, axis_label, bins_of, literal, logarithmic, one_run, shortened
 from steepest.plot.style import STYLE, VERMILION, import_matplotlib, new_axes
 
 if TYPE_CHECKING:
@@ -185,21 +185,3 @@ def _edges(place: NDArray[np.float64]) -> NDArray[np.float64]:
     if np.all(place > 0.0):  # a logarithmic axis has no place for the others
         first, last = max(first, place[0] / 2.0), max(last, place[-1] / 2.0)
     return np.concatenate([[first], middle, [last]])
-
-
-def shortened(name: str, length: int = 28) -> str:
-    """A name that fits beside an axis, with its end, which tells blocks apart.
-
-    Parameters
-    ----------
-    name : str
-        Of a block.
-    length : int
-        Most characters.
-
-    Returns
-    -------
-    str
-        With an ellipsis in the middle if it is longer.
-    """
-    return name if len(name) <= length else f"{name[: length // 3]}…{name[-(length - length // 3 - 1) :]}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from steepest.plot.geometry import GeometryData, plane_geometry
 from steepest.plot.series import ALL, Axis, axis_values, literal, one_run
-from steepest.plot.style import GREY, STYLE, import_matplotlib, new_axes, put_legend
+from steepest.plot.style import GREY, STYLE, import_matplotlib, new_axes, put_legend, shade
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,10 +171,9 @@ def geometry_over_steps(
             ax = new_axes(1)[0]
         arrow = {"arrowstyle": "-|>,head_width=0.15,head_length=0.3", "shrinkA": 0.0, "shrinkB": 0.0}
         count = len(data.geometry)
-        # Up to 0.85: the bright end of the map is hard to see on paper.
-        shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, count))
         for position, (place, picture) in enumerate(zip(data.place, data.geometry, strict=True)):
-            look = {"color": shades[position], "linewidth": 0.9 + 0.5 * position / max(count - 1, 1)}
+            order = position / max(count - 1, 1)
+            look = {"color": shade(order), "linewidth": 0.9 + 0.5 * order}
             where = f"{place:.0f}" if x == "step" else f"{place:.4g}"
             name = f"{x} {where}, {math.degrees(picture.angle):.3g}°"
             ax.plot(*picture.ball.T, label=name, **look)

@@ -172,9 +172,27 @@ def select(
     many_runs, many_blocks = len({name for name, _ in pairs}) > 1, len({block for _, block in pairs}) > 1
     found = []
     for name, block in pairs:
-        label = literal(" · ".join([name] * (many_runs or not many_blocks) + [block] * many_blocks))
-        found.append(Selected(name, block, label, known[name].blocks.index(block), known[name]))
+        label = " · ".join([shortened(name)] * (many_runs or not many_blocks) + [shortened(block)] * many_blocks)
+        found.append(Selected(name, block, literal(label), known[name].blocks.index(block), known[name]))
     return found
+
+
+def shortened(name: str, length: int = 28) -> str:
+    """A name that fits beside an axis or in a legend, with its end, which tells blocks apart.
+
+    Parameters
+    ----------
+    name : str
+        Of a run or block.
+    length : int
+        Most characters.
+
+    Returns
+    -------
+    str
+        With an ellipsis in the middle if it is longer.
+    """
+    return name if len(name) <= length else f"{name[: length // 3]}…{name[-(length - length // 3 - 1) :]}"
 
 
 def literal(name: str) -> str:

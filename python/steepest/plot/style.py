@@ -24,6 +24,7 @@ __all__ = [
     "line_style",
     "new_axes",
     "put_legend",
+    "shade",
     "tidy",
 ]
 
@@ -92,7 +93,7 @@ def import_matplotlib() -> Any:
         It is not installed.
     """
     try:
-        import matplotlib
+        import matplotlib.colors
     except ImportError as error:
         raise ImportError('drawing needs matplotlib, which is not installed: pip install "steepest[plot]"') from error
     return matplotlib
@@ -135,6 +136,26 @@ def line_style(position: int) -> dict[str, Any]:
     """
     turn, place = divmod(position, len(CYCLE))
     return {"color": CYCLE[place][0], "linestyle": CYCLE[(place + turn) % len(CYCLE)][1]}
+
+
+def shade(position: float, *, on_dark: bool = False) -> str:
+    """Colour of one of several things in an order, from dark to bright in print.
+
+    Parameters
+    ----------
+    position : float
+        From 0, first, to 1, last.
+    on_dark : bool
+        For a dark page.
+
+    Returns
+    -------
+    str
+        Of viridis, without the end that is lost against the page.
+    """
+    matplotlib = import_matplotlib()
+    place = 0.32 + 0.66 * position if on_dark else 0.85 * position
+    return str(matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](place)))
 
 
 def put_legend(ax: Axes, *, below: bool = False) -> None:

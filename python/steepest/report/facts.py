@@ -114,6 +114,7 @@ def _facts(run: RunAnalysis, block: str, status: NDArray[Any], moves: bool) -> F
         return run[name][:, column]
 
     names, numbers = np.unique(status, return_counts=True)
+    counted = {str(name): int(count) for name, count in zip(names, numbers, strict=True)}
     psi = np.degrees(_known(of("psi")))
     low, middle, high = np.percentile(psi, [25.0, 50.0, 75.0]).tolist() if len(psi) else (math.nan,) * 3
     half = math.degrees(median_or_nan(of("null_sign_flip")))
@@ -124,7 +125,7 @@ def _facts(run: RunAnalysis, block: str, status: NDArray[Any], moves: bool) -> F
         block=block,
         size=int(run.sizes[column]),
         steps=len(status),
-        counts={str(name): int(number) for name, number in zip(names, numbers, strict=True)},
+        counts={name: counted[name] for name in sorted(counted, key=lambda name: (name != "ok", -counted[name]))},
         with_angle=len(psi),
         with_metric=int(np.sum(status == "ok")),
         angle=middle,

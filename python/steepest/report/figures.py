@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steepest import plot
-from steepest.plot.blocks import shortened
-from steepest.plot.series import ALL
+from steepest.plot.series import ALL, shortened
 from steepest.report.facts import affordable
 from steepest.report.svg import draw_svg
 
@@ -34,8 +33,8 @@ _CAPTION = {
     "speed": "How far the metric moves from one step to the next. A rule that descends in one constant geometry would "
     "stay at 0.",
     "geometry": "The geometry at a few steps, in the plane of gradient and update: the unit ball of the metric. The "
-    "black arrow is steepest descent, the coloured ones are the updates. A circle is gradient descent, a needle is far "
-    "from it.",
+    "arrow at −grad is steepest descent, the coloured ones are the updates. A circle is gradient descent, a needle is "
+    "far from it.",
     "blocks": "The angle of every block. Dark is gradient descent, bright is far from it, red goes uphill, grey has no "
     "angle; a dot marks parts of the run in which some steps are not ok.",
 }
@@ -88,7 +87,7 @@ def overview(runs: Mapping[str, RunAnalysis], max_points: int) -> list[Picture]:
         drawn.append(("speed", partial(plot.speed, source, max_points=points), "Speed of the metric over steps"))
     height = 3.1 + 0.14 * (len(runs) if len(runs) > 3 else 1)
     return [
-        Picture(draw_svg(draw, f"all-{key}", 5.2, height), f"{alt} of {names}", _CAPTION[key])
+        Picture(draw_svg(draw, f"all-{key}", 4.4, height), f"{alt} of {names}", _CAPTION[key])
         for key, draw, alt in drawn
     ]
 
@@ -114,10 +113,10 @@ def run_pictures(run: RunAnalysis, prefix: str) -> list[Picture]:
     """
     pictures = []
     if np.any(run["status"][:, run.blocks.index(ALL)] == "ok"):
-        svg = draw_svg(partial(plot.geometry_over_steps, run), f"{prefix}-geometry", 3.6, 3.6)
+        svg = draw_svg(partial(plot.geometry_over_steps, run), f"{prefix}-geometry", 3.8, 3.4)
         pictures.append(Picture(svg, f"Geometry of {run.name} at several steps", _CAPTION["geometry"]))
     if len(run.blocks) > 2 and np.isfinite(run["psi"]).any():
-        svg = draw_svg(partial(plot.blocks, run), f"{prefix}-blocks", 5.2, 1.3 + 0.16 * min(len(run.blocks), 40))
+        svg = draw_svg(partial(plot.blocks, run), f"{prefix}-blocks", 4.4, 1.3 + 0.16 * min(len(run.blocks), 40))
         pictures.append(Picture(svg, f"Angle of every block of {run.name}", _CAPTION["blocks"]))
     return pictures
 
@@ -142,4 +141,4 @@ def block_picture(run: RunAnalysis, block: str, prefix: str, max_points: int) ->
         Without caption.
     """
     draw = partial(plot.angle, run, blocks=block, max_points=max_points)
-    return Picture(draw_svg(draw, prefix, 4.6, 2.5), f"Angle of block {shortened(block)} over steps", "")
+    return Picture(draw_svg(draw, prefix, 4.4, 2.8), f"Angle of block {shortened(block)} over steps", "")

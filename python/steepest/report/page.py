@@ -16,6 +16,7 @@ import numpy as np
 from steepest.plot.series import ALL
 from steepest.report.facts import Facts, facts
 from steepest.report.figures import Picture, block_picture, overview, run_pictures
+from steepest.report.svg import shades
 from steepest.report.words import GRADIENT, PAIR, STATUS, cannot_say, degrees, headline, number, share, story
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def report(analysis: Analysis, path: str | os.PathLike[str], *, title: str | Non
             pairs=PAIR,
             versions=_versions(),
             created=_created(),
+            light_shades=shades(on_dark=False),
+            dark_shades=shades(on_dark=True),
         )
         if len(page.encode()) <= MAX_BYTES:
             break

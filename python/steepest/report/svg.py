@@ -9,15 +9,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
-from steepest.plot.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILION, import_matplotlib
+from steepest.plot.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILION, import_matplotlib, shade
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_svg"]
+__all__ = ["SHADES", "draw_svg", "shades"]
 
 # Text and axes are drawn in a colour that nothing else has, and then take the colour of the page's text.
 _INK = "#010203"
+# Shades in an order have a name each: numbers of the twelfths that up to five things take.
+SHADES = (0, 3, 4, 6, 8, 9, 12)
 _COLOURS = {
     _INK: "currentColor",
     "#000000": "currentColor",
@@ -72,8 +74,25 @@ def draw_svg(draw: Callable[[Axes], object], prefix: str, width: float, height: 
     return _for_page(stream.getvalue(), prefix)
 
 
+def shades(*, on_dark: bool) -> dict[str, str]:
+    """Colours of things in an order.
+
+    Parameters
+    ----------
+    on_dark : bool
+        For a dark page.
+
+    Returns
+    -------
+    dict
+        Name of the CSS variable -> colour.
+    """
+    return {f"--shade{twelfth}": shade(twelfth / 12.0, on_dark=on_dark) for twelfth in SHADES}
+
+
 def _for_page(svg: str, prefix: str) -> str:
     """The element alone, its ids prefixed, its colours those of the page, its numbers to a hundredth of a point."""
+    colours = _COLOURS | {colour: f"var({name})" for name, colour in shades(on_dark=False).items()}
     root = ET.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):
@@ -81,7 +100,9 @@ def _for_page(svg: str, prefix: str) -> str:
                 parent.remove(child)
     for element in root.iter():
         element.tag = _local(element.tag)
-        element.attrib = {_local(name): _attribute(_local(name), value, prefix) for name, value in element.items()}
+        element.attrib = {
+            _local(name): _attribute(_local(name), value, prefix, colours) for name, value in element.items()
+        }
         if element.text is not None and not element.text.strip() and element.tag != "text":
             element.text = None
         element.tail = None if element.tail is None or not element.tail.strip() else element.tail
@@ -95,14 +116,14 @@ def _local(name: str) -> str:
     return name.rpartition("}")[2]
 
 
-def _attribute(name: str, value: str, prefix: str) -> str:
+def _attribute(name: str, value: str, prefix: str, colours: dict[str, str]) -> str:
     if name == "id":
         return f"{prefix}-{value}"
     if name == "href" and value.startswith("#"):
         return f"#{prefix}-{value[1:]}"
     if name in ("style", "clip-path"):
         value = value.replace("url(#", f"url(#{prefix}-")
-        return _HEX.sub(lambda found: _COLOURS.get(found.group(), found.group()), value)
+        return _HEX.sub(lambda found: colours.get(found.group(), found.group()), value)
     if name in ("d", "x", "y", "width", "height"):
         return _LONG_NUMBER.sub(lambda found: f"{float(found.group()):.2f}", value)
     return value
