@@ -69,15 +69,15 @@ def info(arguments: argparse.Namespace) -> None:
             rows = [(name, "yes" if all(have.values()) else "no", _packages(have)) for name, have in extras.items()]
             print_table(Table("", ("extra", "present", "packages"), rows))
         return
-    held = {name: recorded(path) for name, path in named_paths(arguments.runs).items()}
+    recordings = {name: recorded(path) for name, path in named_paths(arguments.runs).items()}
     if arguments.json:
-        print_json(held)
+        print_json(recordings)
         return
-    for name, found in held.items():
+    for name, found in recordings.items():
         blocks = found.pop("blocks")
         print_table(Table(name, ("recording", ""), [(key, _text(value)) for key, value in found.items()]))
-        rows = [(b["name"], "x".join(map(str, b["shape"])), str(b["size"]), _text(b["status"])) for b in blocks]
-        print_table(Table("", ("block", "shape", "parameters", "status"), rows))
+        held = [(b["name"], "x".join(map(str, b["shape"])), str(b["size"]), _text(b["status"])) for b in blocks]
+        print_table(Table("", ("block", "shape", "parameters", "status"), held))
 
 
 def installation() -> dict[str, Any]:

@@ -173,7 +173,7 @@ def geometry_over_steps(
         count = len(data.geometry)
         for position, (place, picture) in enumerate(zip(data.place, data.geometry, strict=True)):
             order = position / max(count - 1, 1)
-            look = {"color": shade(order), "linewidth": 0.9 + 0.5 * order}
+            look: dict[str, Any] = {"color": shade(order), "linewidth": 0.9 + 0.5 * order}
             where = f"{place:.0f}" if x == "step" else f"{place:.4g}"
             name = f"{x} {where}, {math.degrees(picture.angle):.3g}°"
             ax.plot(*picture.ball.T, label=name, **look)

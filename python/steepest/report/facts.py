@@ -111,7 +111,8 @@ def _facts(run: RunAnalysis, block: str, status: NDArray[Any], moves: bool) -> F
     column = run.blocks.index(block)
 
     def of(name: str) -> NDArray[Any]:
-        return run[name][:, column]
+        values: NDArray[Any] = run[name][:, column]
+        return values
 
     names, numbers = np.unique(status, return_counts=True)
     counted = {str(name): int(count) for name, count in zip(names, numbers, strict=True)}

@@ -244,10 +244,14 @@ def _made(run: RunAnalysis) -> dict[str, str]:
 
 
 def _plain(item: Any) -> dict[str, str]:
-    """The single numbers and words of a result."""
+    """The single numbers and words of a result, also those one level down."""
     fields = item.to_dict() if hasattr(item, "to_dict") else dict(item)
-    plain = {}
+    flat = {}
     for name, value in fields.items():
+        inner = value.items() if isinstance(value, Mapping) else ()
+        flat |= {f"{name}, {key}": word for key, word in inner} if inner else {name: value}
+    plain = {}
+    for name, value in flat.items():
         if isinstance(value, (bool, np.bool_)):
             plain[name] = "yes" if value else "no"
         elif isinstance(value, (int, float, np.integer, np.floating)):

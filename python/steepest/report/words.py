@@ -209,10 +209,7 @@ def _typical(run: RunAnalysis, whole: Facts) -> str:
         f"{degrees(whole.angle_low)} and {degrees(whole.angle_high)}). 0° is gradient descent"
     )
     if not math.isnan(whole.null_low):
-        text += (
-            f"; 95% of updates in a random direction would lie between {degrees(whole.null_low)} and "
-            f"{degrees(whole.null_high)}"
-        )
+        text += f"; 95% of random updates would lie between {degrees(whole.null_low)} and {degrees(whole.null_high)}"
     text += "."
     if whole.null_low < whole.angle < whole.null_high:
         text += " So the typical angle is not distinguishable from chance."
