@@ -20,6 +20,7 @@ except ModuleNotFoundError as error:
 
 from steepest import pairs, plot, spectral
 from steepest.alignment import Alignment
+from steepest.analysis import Analysis, RunAnalysis, analyze
 from steepest.distance import Distance, distance
 from steepest.errors import NotDescentError
 from steepest.metric import CanonicalForm, Metric, Spectrum, align, canonical_form, metric
@@ -28,15 +29,18 @@ from steepest.recording import Recording, recording
 
 __all__ = [
     "Alignment",
+    "Analysis",
     "CanonicalForm",
     "Distance",
     "Metric",
     "NotDescentError",
     "Recorder",
     "Recording",
+    "RunAnalysis",
     "Spectrum",
     "__version__",
     "align",
+    "analyze",
     "build_config",
     "canonical_form",
     "distance",

@@ -20,13 +20,17 @@ from steepest import candidates as candidate_names
 from steepest.arrays import ArrayOrMapping, Layout, LongVector
 from steepest.recording import Recording
 from steepest.row_format import NOTE_BYTES, GradientSource, Keep, Objective, RecordingInfo, check_names, row_dtype
-from steepest.step_input import StepInput, read_step
+from steepest.step_input import read_step
 from steepest.step_rows import StepData, fill_skipped, fill_step
 from steepest.storage import RecordReader, RecordWriter
 from steepest.units import Units
-from steepest.vector_store import StoredStep, VectorFolder, stored_copy
+from steepest.vector_store import VectorFolder, VectorMemory
 
 __all__ = ["Recorder"]
+
+
+# Of one step: params, the gradient of each candidate, update.
+StepVectors = tuple[LongVector | None, Sequence[LongVector | None], LongVector | None]
 
 
 class Recorder:
@@ -153,8 +157,7 @@ class Recorder:
         self._skipped: list[tuple[int, float, bytes]] = []  # before the blocks are known
         self._scale = scale
         self._units: Units | None = None  # of the scale, once the layout is known
-        self._vectors: VectorFolder | None = None
-        self._kept: dict[int, StoredStep] = {}  # without a path
+        self._vectors: VectorFolder | VectorMemory | None = None
         # The last `lag` steps, newest first, one StepData for each candidate.
         self._ring: deque[tuple[int, list[StepData]]] = deque()
         if self.path is not None and os.path.lexists(self.path):
@@ -247,19 +250,9 @@ class Recorder:
         if self._vectors is not None:
             self._vectors.write(number, step.params, step.grads, step.update, sync=self._sync)
         self._append(rows)
-        if self._info.keep == "vectors" and self._vectors is None:
-            self._kept[number] = self._stored(step)
         self._next += 1
         if any((number + j) % every <= lag for j in range(1, lag + 1)):
             self._remember(number, data)
-
-    def _stored(self, step: StepInput) -> StoredStep:
-        names = self._info.candidates
-        grads = [stored_copy(grad) for grad in step.grads]
-        if names is None:
-            return StoredStep(stored_copy(step.params), grads[0], stored_copy(step.update))
-        each = {name: grad for name, grad in zip(names, grads, strict=True) if grad is not None}
-        return StoredStep(stored_copy(step.params), each, stored_copy(step.update))
 
     def _remember(self, number: int, data: list[StepData]) -> None:
         """Keep gradients and update in the ring; copies are made in the memory of the oldest step if it is full."""
@@ -321,11 +314,7 @@ class Recorder:
         if self.path is not None:
             return Recording.open(self.path)
         assert self._memory is not None  # made with the layout
-        rows = self._memory[: self._count]
-        if self._info.keep == "scalars":
-            return Recording(self._info, rows)
-        kept = dict(self._kept)  # what is recorded later is not of this recording
-        return Recording(self._info, rows, kept.__getitem__)
+        return Recording(self._info, self._memory[: self._count], self._vectors)
 
     def close(self) -> None:
         """Close the folder; a second time does nothing. `recording` still works."""
@@ -358,11 +347,14 @@ class Recorder:
         crc = None if units is None else units.crc
         info = replace(self._info, names=layout.names, shapes=layout.shapes, candidates=candidates, scale_crc=crc)
         dtype = row_dtype(info.lag)
+        vectors: VectorFolder | VectorMemory
         if self.path is None:
             self._memory = np.zeros((64, info.width), dtype)
+            vectors = VectorMemory(candidates)
         else:
             self._writer = RecordWriter.create(self.path, dtype, user=info.to_json(), sync=self._sync)
-            self._vectors = VectorFolder(self.path, info.names, candidates) if info.keep == "vectors" else None
+            vectors = VectorFolder(self.path, info.names, candidates)
+        self._vectors = vectors if info.keep == "vectors" else None
         self._info, self._layout, self._units = info, layout, units
 
     def _rows(self, steps: int) -> NDArray[np.void]:
@@ -387,7 +379,9 @@ class Recorder:
         """Number of the step that `step` or `skip` records next."""
         return self._next
 
-    def _append_rows(self, layout: Layout, rows: NDArray[np.void]) -> None:
+    def _append_rows(
+        self, layout: Layout, rows: NDArray[np.void], vectors: Sequence[StepVectors] | None = None
+    ) -> None:
         """Record rows that were filled elsewhere (`step_rows.scalar_row`), instead of a call of `step`.
 
         Parameters
@@ -396,6 +390,9 @@ class Recorder:
             Of the step.
         rows : ndarray, shape (steps, candidates * blocks)
             Of `row_dtype` with this recorder's lag; step numbers ascend, from `next_step` on. `resumed` is set here.
+            With `scale` the products must be in these units already.
+        vectors : sequence of (params, gradient of each candidate, update), optional
+            With ``keep="vectors"`` those of each step.
 
         Raises
         ------
@@ -410,13 +407,16 @@ class Recorder:
         width = replace(self._info, names=layout.names).width
         if rows.dtype != row_dtype(self._info.lag) or rows.ndim != 2 or rows.shape[1] != width:
             raise ValueError(f"expected rows of shape (steps, {width}) with lag {self._info.lag}, got {rows.shape}")
-        if self._info.keep == "vectors" or self._scale is not None:
-            raise ValueError("expected a recorder of scalars without scale, since rows bring no vectors")
+        if (vectors is None) == (self._info.keep == "vectors") or (vectors is not None and len(vectors) != len(rows)):
+            raise ValueError("expected the vectors of each step with keep='vectors', and only then")
         numbers = rows["step"][:, 0].tolist()
         if any(b <= a for a, b in pairwise([self._next - 1, *numbers])):
             raise ValueError(f"expected ascending step numbers from {self._next} on, got {numbers[:8]}")
         if self._layout is None:
-            self._start(layout, self._info.candidates, None)
+            self._start(layout, self._info.candidates, None if self._scale is None else Units(self._scale, layout))
+        for number, (params, grads, update) in zip(numbers, vectors or (), strict=False):
+            assert self._vectors is not None  # checked above
+            self._vectors.write(number, params, grads, update, sync=self._sync)
         room = self._rows(len(rows))
         room[len(room) - len(rows) :] = rows
         room["resumed"] = 0

@@ -46,7 +46,7 @@ class StepData:
     layout : Layout
         Of all.
     dtypes : list of str
-        The coarser element type of grad and update in each array, as handed in; empty text if both are missing.
+        The coarser element type of grad and update in each array, as handed in; empty if both are missing.
     base : list of ndarray, optional
         Diagonal metric of the units, one array for each of the layout.
     decay_share : float
@@ -97,7 +97,7 @@ def fill_step(
     y, g = data.grad, data.update
     parts = [(y, g, data.base)] if single else [_parts(data, i) for i in range(len(names or ()))]
     pairs = [pair_of(*part[:2], bool(lag), part[2]) for part in parts]
-    dtypes = [*data.dtypes]
+    dtypes = [*data.dtypes] or [""] * len(parts)
     lags: list[list[LagProducts | None]] = [[None] * lag for _ in parts]
     for j, before in enumerate(previous[:lag]):
         if before is None:
@@ -234,11 +234,11 @@ def coarsest_of_blocks(y: LongVector | None, g: LongVector | None) -> list[str]:
     Returns
     -------
     list of str
-        Empty texts if both are missing.
+        Empty if both are missing.
     """
     if y is None or g is None:
         x = g if y is None else y
-        return [""] if x is None else [*x.dtypes]
+        return [] if x is None else [*x.dtypes]
     return [a if EPSILON[a] >= EPSILON[b] else b for a, b in zip(y.dtypes, g.dtypes, strict=True)]
 
 

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from steepest.arrays import Array, ArrayOrMapping, LongVector, long_vector
 from steepest.storage import sync_folder
 
-__all__ = ["StoredStep", "VectorFolder", "read_tensors", "stored_copy", "write_tensors"]
+__all__ = ["StoredStep", "VectorFolder", "VectorMemory", "as_arrays", "read_tensors", "write_tensors"]
 
 _CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -243,8 +243,77 @@ class VectorFolder:
         return self.path / f"{number:012d}.safetensors"
 
 
-def stored_copy(x: LongVector | None) -> ArrayOrMapping | None:
-    """A copy of a vector in the element types that it has.
+class VectorMemory:
+    """The vectors of a recording without a path: as `VectorFolder`, but copies in memory.
+
+    Parameters
+    ----------
+    candidates : tuple of str or None
+        As in its `RecordingInfo`.
+    """
+
+    def __init__(self, candidates: tuple[str, ...] | None) -> None:
+        self._candidates = candidates
+        self._steps: dict[int, tuple[LongVector | None, list[LongVector | None], LongVector | None]] = {}
+
+    def write(
+        self,
+        number: int,
+        params: LongVector | None,
+        grads: Sequence[LongVector | None],
+        update: LongVector | None,
+        *,
+        sync: bool = False,  # noqa: ARG002
+    ) -> None:
+        """Copy the vectors of one step.
+
+        Parameters
+        ----------
+        number : int
+            Of the step.
+        params, update : LongVector or None
+            At the step.
+        grads : sequence of LongVector or None
+            One for each candidate.
+        sync : bool
+            Means nothing here.
+        """
+        self._steps[number] = _copied(params), [_copied(grad) for grad in grads], _copied(update)
+
+    def __call__(self, number: int) -> StoredStep:
+        """The vectors of one step.
+
+        Parameters
+        ----------
+        number : int
+            Of the step.
+
+        Returns
+        -------
+        StoredStep
+            The memory of the recording: not to be written to.
+
+        Raises
+        ------
+        ValueError
+            The step was recorded without vectors.
+        """
+        if number not in self._steps:
+            raise ValueError(f"step {number} has no vectors")
+        params, grads, update = self._steps[number]
+        each = [as_arrays(grad) for grad in grads]
+        if self._candidates is None:
+            return StoredStep(as_arrays(params), each[0], as_arrays(update))
+        known = {name: grad for name, grad in zip(self._candidates, each, strict=True) if grad is not None}
+        return StoredStep(as_arrays(params), known, as_arrays(update))
+
+
+def _copied(x: LongVector | None) -> LongVector | None:
+    return None if x is None else replace(x, segments=[np.array(segment) for segment in x.segments])
+
+
+def as_arrays(x: LongVector | None) -> ArrayOrMapping | None:
+    """A vector in the form in which a user has it.
 
     Parameters
     ----------
@@ -254,11 +323,11 @@ def stored_copy(x: LongVector | None) -> ArrayOrMapping | None:
     Returns
     -------
     array, mapping name -> array, or None
-        NumPy arrays.
+        NumPy arrays that share its memory.
     """
     if x is None:
         return None
-    arrays = [as_array(s.copy(), d) for s, d in zip(x.segments, x.dtypes, strict=True)]
+    arrays = [as_array(s, d) for s, d in zip(x.segments, x.dtypes, strict=True)]
     return arrays[0] if x.layout.names is None else dict(zip(x.layout.names, arrays, strict=True))
 
 

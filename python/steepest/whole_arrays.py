@@ -16,7 +16,7 @@ from steepest.row_format import NAN, RecordingInfo, check_names, row_dtype
 from steepest.step_input import StepInput
 from steepest.step_rows import StepData, difference, fill_step, ordered
 from steepest.units import Units
-from steepest.vector_store import StoredStep, stored_copy
+from steepest.vector_store import StoredStep, as_arrays
 
 __all__ = ["rows_of_arrays"]
 
@@ -157,7 +157,7 @@ class WholeArrays:
         found = {name: x.of_user(t) for name, x in self.arrays.items()}
         update = found.get("update")
         if "update" not in self.arrays and t < self.updates:
-            update = stored_copy(self.arrays["params"].step(t))
+            update = as_arrays(self.arrays["params"].step(t))
         if self.candidates is None:
             return StoredStep(found.get("params"), found.get("grad"), update)
         each = {name: found.get(f"grad[{name!r}]") for name in self.candidates}
