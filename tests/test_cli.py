@@ -9,6 +9,7 @@ import pytest
 
 import steepest
 from steepest import cli
+from steepest.cli import reproduce
 from test_experiments import write_mnist
 
 
@@ -73,7 +74,7 @@ def test_data_folder(tmp_path, capsys):
 def test_progress_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     for done in range(1, 1001):
-        cli._progress("training", done, 1000)
+        reproduce._progress("training", done, 1000)
     lines = capsys.readouterr().err
     assert lines.endswith("\rtraining: step 1000 of 1000\n")
     assert lines.count("\r") == 100

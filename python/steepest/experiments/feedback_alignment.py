@@ -474,11 +474,11 @@ def figure(result: FeedbackAlignment) -> Figure:
     ImportError
         matplotlib is not installed: ``pip install "steepest[experiments]"``.
     """
-    from steepest.plot import _BLUE, _GREEN, _GREY, _ORANGE, _STYLE, _VERMILION, _import_matplotlib
+    from steepest.plot.style import BLUE, GREEN, GREY, ORANGE, STYLE, VERMILION, import_matplotlib
 
-    colours = {"feedback alignment": _VERMILION, "backpropagation": _BLUE}
+    colours = {"feedback alignment": VERMILION, "backpropagation": BLUE}
     names = list(dict.fromkeys(training.loss_name for training in result.trainings))
-    with _import_matplotlib().rc_context(_STYLE):
+    with import_matplotlib().rc_context(STYLE):
         fig = new_figure(10.0, 2.5 * len(names))
         grid = fig.subplots(len(names), 4, squeeze=False)
         for (loss, accuracy, angle, cond), name in zip(grid, names, strict=True):
@@ -495,19 +495,19 @@ def figure(result: FeedbackAlignment) -> Figure:
             loss.set_ylim(bottom=0)
             loss.legend(loc="lower left")
             if name == "squared":
-                accuracy.axhline(100 * result.least_squares_accuracy, color=_GREY, linewidth=0.8, linestyle=":")
+                accuracy.axhline(100 * result.least_squares_accuracy, color=GREY, linewidth=0.8, linestyle=":")
                 accuracy.annotate(
                     "least squares", (1.0, 100 * result.least_squares_accuracy), xytext=(2, 2),
-                    textcoords="offset points", color=_GREY, fontsize=7,
+                    textcoords="offset points", color=GREY, fontsize=7,
                 )  # fmt: skip
             accuracy.set(ylabel="correct (%)", ylim=(0, 100), title="test accuracy")
 
             fa = next(training for training in runs if training.rule == "feedback alignment")
             for values, colour, style, label in (
-                (fa.angle, _VERMILION, "-", r"$\psi$, all weights"),
-                (fa.angle_w1, _ORANGE, (0, (4, 1.5)), r"$\psi$, $W_1$"),
+                (fa.angle, VERMILION, "-", r"$\psi$, all weights"),
+                (fa.angle_w1, ORANGE, (0, (4, 1.5)), r"$\psi$, $W_1$"),
                 (fa.angle_w2, "black", (0, (1, 2)), r"$\psi$, $W_2$"),
-                (fa.feedback_angle, _GREEN, (0, (6, 1.5, 1, 1.5)), r"$W_2^{\mathsf{T}}$ from $B$"),
+                (fa.feedback_angle, GREEN, (0, (6, 1.5, 1, 1.5)), r"$W_2^{\mathsf{T}}$ from $B$"),
             ):
                 angle.semilogx(fa.step, np.degrees(values), color=colour, linestyle=style, label=label)
             cond_marks = fa.step[fa.status != "ok"]

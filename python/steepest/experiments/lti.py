@@ -279,16 +279,16 @@ def figure(result: LTI, curves: EigenvalueCurves) -> Figure:
     ImportError
         matplotlib is not installed: ``pip install "steepest[experiments]"``.
     """
-    from steepest.plot import _BLUE, _GREEN, _STYLE, _VERMILION, _import_matplotlib
+    from steepest.plot.style import BLUE, GREEN, STYLE, VERMILION, import_matplotlib
 
-    with _import_matplotlib().rc_context(_STYLE):
+    with import_matplotlib().rc_context(STYLE):
         fig = new_figure(7.2, 4.3)
         panels = fig.subplots(2, 3).ravel()
         spectrum, condition, loss, angle, eigenvalues, residual = panels
 
         degrees = np.degrees(curves.angle)
         names = (r"$\lambda_{\max}$", r"$\lambda_{\mathrm{mid}}$", r"$\lambda_{\min}$")
-        colours = (_VERMILION, _GREEN, _BLUE)
+        colours = (VERMILION, GREEN, BLUE)
         styles = ("-", (0, (4, 1.5)), "-")
         branches = (curves.largest, curves.middle, curves.smallest)
         for values, name, colour, style in zip(branches, names, colours, styles, strict=True):
@@ -343,9 +343,10 @@ def geometry_figure(result: LTI) -> Figure:
     ImportError
         matplotlib is not installed: ``pip install "steepest[experiments]"``.
     """
-    from steepest.plot import _STYLE, _import_matplotlib, geometry
+    from steepest.plot import geometry
+    from steepest.plot.style import STYLE, import_matplotlib
 
-    with _import_matplotlib().rc_context(_STYLE):
+    with import_matplotlib().rc_context(STYLE):
         fig = new_figure(7.2, 2.1)
         panels = fig.subplots(1, 4)
         wanted = np.linspace(result.angle.min(), min(result.angle.max(), math.radians(80.0)), len(panels))

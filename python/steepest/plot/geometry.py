@@ -1,7 +1,4 @@
-"""Figures (matplotlib): the geometry of one step.
-
-matplotlib is imported by the functions that draw; ``pip install "steepest[plot]"`` brings it.
-"""
+"""The geometry of one step: the unit ball of the metric in the plane of gradient and update."""
 
 from __future__ import annotations
 
@@ -13,47 +10,14 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from steepest.plot.style import BLUE, GREY, VERMILION, import_matplotlib, new_axes
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from steepest import Alignment, Metric
 
-__all__ = ["GeometryData", "geometry", "geometry_data"]
-
-# Okabe-Ito: distinct for colour-blind readers, and in grey.
-_BLUE, _VERMILION, _GREEN, _ORANGE, _PURPLE, _GREY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#E69F00",
-    "#CC79A7",
-    "#6E6E6E",
-)
-_STYLE: dict[str, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.3,
-    "pdf.fonttype": 42,  # TrueType: text stays text in the PDF
-    "svg.fonttype": "none",
-}
-
-
-def _import_matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError('drawing needs matplotlib, which is not installed: pip install "steepest[plot]"') from error
-    return matplotlib
+__all__ = ["GeometryData", "geometry", "geometry_data", "plane_geometry"]
 
 
 @dataclass(frozen=True)
@@ -150,8 +114,30 @@ def geometry_data(alignment_or_metric: Alignment | Metric, *, n_points: int = 36
             "geometry needs a pair that has a metric (status 'ok', the update lowers the linearised loss); "
             f"got status {alignment.status!r} at psi = {math.degrees(alignment.angle):.6g} degrees"
         )
-    c, s = float(alignment.cosine), float(alignment.sine)
     alpha, determinant = _bulk_and_determinant(alignment_or_metric, alignment)
+    c, s, psi = float(alignment.cosine), float(alignment.sine), float(alignment.angle)
+    return plane_geometry(c, s, psi, alpha, determinant, n_points=n_points)
+
+
+def plane_geometry(
+    c: float, s: float, angle: float, alpha: float, determinant: float, *, n_points: int = 361
+) -> GeometryData:
+    """The curves from the angle and two numbers of the metric; see :func:`geometry_data`.
+
+    Parameters
+    ----------
+    c, s, angle : float
+        Cosine and sine of psi, and psi in rad; c > 0.
+    alpha, determinant : float
+        Eigenvalue of the metric across the plane, and its determinant within it, in units of rho; 1/c and 1 for the
+        condition-optimal metric, eq (9).
+    n_points : int
+        Points on the boundary of the ball.
+
+    Returns
+    -------
+    GeometryData
+    """
     # The one plane matrix of this determinant that maps the unit update (c, s) to the unit -grad (1, 0).
     across = determinant * s
     plane = np.array([[1.0 / c + across * s / c, -across], [-across, determinant * c]])
@@ -168,7 +154,7 @@ def geometry_data(alignment_or_metric: Alignment | Metric, *, n_points: int = 36
     reach = 1.15 * max(float(np.abs(ball[:, 1]).max()), 1.0)
     level_line = np.array([[touch[0], -reach], [touch[0], reach]])
     return GeometryData(
-        angle=float(alignment.angle),
+        angle=angle,
         alpha=alpha,
         eigenvalues=eigenvalues,
         eigenvectors=eigenvectors,
@@ -258,11 +244,11 @@ def geometry(alignment_or_metric: Any, ax: Any = None) -> Any:
     >>> ax.get_aspect()
     1.0
     """
-    _import_matplotlib()
+    import_matplotlib()
     if not isinstance(alignment_or_metric, (Sequence, np.ndarray)):
         data = geometry_data(alignment_or_metric)
         if ax is None:
-            ax = _new_axes(1)[0]
+            ax = new_axes(1)[0]
         _draw_geometry(data, ax)
         return ax
 
@@ -270,7 +256,7 @@ def geometry(alignment_or_metric: Any, ax: Any = None) -> Any:
     pictures = [geometry_data(item) for item in alignment_or_metric]
     if not pictures:
         raise ValueError("geometry needs at least one Alignment or Metric, got an empty sequence")
-    axes = _new_axes(len(pictures)) if ax is None else np.asarray(ax, dtype=object).ravel()
+    axes = new_axes(len(pictures)) if ax is None else np.asarray(ax, dtype=object).ravel()
     if len(axes) != len(pictures):
         raise ValueError(f"expected {len(pictures)} axes, one for each picture, got {len(axes)}")
     for position, (panel, data) in enumerate(zip(axes, pictures, strict=True)):
@@ -278,18 +264,10 @@ def geometry(alignment_or_metric: Any, ax: Any = None) -> Any:
     return axes
 
 
-def _new_axes(count: int) -> NDArray[Any]:
-    import matplotlib.pyplot as plt
-
-    _, axes = plt.subplots(1, count, figsize=(2.9 * count, 2.9), squeeze=False, layout="constrained")
-    row: NDArray[Any] = axes[0]
-    return row
-
-
 def _draw_geometry(data: GeometryData, ax: Axes, *, name_curves: bool = True) -> None:
-    ax.fill(*data.ball.T, facecolor=_BLUE, alpha=0.12, linewidth=0)
-    ax.plot(*data.ball.T, color=_BLUE, linewidth=1.2)
-    ax.plot(*data.level_line.T, color=_GREY, linewidth=1.0, linestyle=(0, (4, 2)))
+    ax.fill(*data.ball.T, facecolor=BLUE, alpha=0.12, linewidth=0)
+    ax.plot(*data.ball.T, color=BLUE, linewidth=1.2)
+    ax.plot(*data.level_line.T, color=GREY, linewidth=1.0, linestyle=(0, (4, 2)))
     arrow = {
         "arrowstyle": "-|>,head_width=0.22,head_length=0.45",
         "shrinkA": 0.0,
@@ -298,7 +276,7 @@ def _draw_geometry(data: GeometryData, ax: Axes, *, name_curves: bool = True) ->
     }
     labels = (
         (data.neg_grad, "black", r"$-$grad", (3.0, -3.0), "top"),
-        (data.touch, _VERMILION, "update", (5.0, 3.0), "bottom"),
+        (data.touch, VERMILION, "update", (5.0, 3.0), "bottom"),
     )
     for tip, colour, text, offset, below_or_above in labels:
         end = (float(tip[0]), float(tip[1]))
@@ -312,17 +290,17 @@ def _draw_geometry(data: GeometryData, ax: Axes, *, name_curves: bool = True) ->
             va=below_or_above,
             annotation_clip=False,
         )
-    ax.plot(*data.touch, "o", color=_VERMILION, markersize=3.5, zorder=5)
+    ax.plot(*data.touch, "o", color=VERMILION, markersize=3.5, zorder=5)
     ax.plot(0.0, 0.0, "o", color="black", markersize=2.5, zorder=5)
     if name_curves:
         lowest = data.ball[np.argmin(data.ball[:, 1])]
         ax.annotate(
             r"$x^{\mathsf{T}} M x = 1$", (float(lowest[0]), float(lowest[1])), xytext=(0.0, -3.0),
-            textcoords="offset points", color=_BLUE, ha="center", va="top", annotation_clip=False,
+            textcoords="offset points", color=BLUE, ha="center", va="top", annotation_clip=False,
         )  # fmt: skip
         ax.annotate(
             "level line\nof the loss", (float(data.level_line[0, 0]), float(data.level_line[0, 1])),
-            xytext=(3.0, 0.0), textcoords="offset points", color=_GREY, va="bottom", annotation_clip=False,
+            xytext=(3.0, 0.0), textcoords="offset points", color=GREY, va="bottom", annotation_clip=False,
         )  # fmt: skip
     degrees, cond = math.degrees(data.angle), data.eigenvalues[1] / data.eigenvalues[0]
     # As many digits as tell the angle from 90 degrees.

@@ -1,4 +1,4 @@
-"""The command line: ``steepest reproduce`` (also ``python -m steepest reproduce``)."""
+"""``steepest reproduce``: the experiments, their tables and figures."""
 
 from __future__ import annotations
 
@@ -6,84 +6,49 @@ import argparse
 import importlib.util
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-import steepest
+from steepest.cli.output import CommandError, Table, message, print_json, print_table
 
 if TYPE_CHECKING:
     from steepest.experiments.feedback_alignment import FeedbackAlignment
     from steepest.experiments.lti import LTI
 
-__all__ = ["main"]
+__all__ = ["add", "reproduce"]
 
 _EXPERIMENTS = ("lti", "feedback-alignment")
 _LARGE_SYSTEM = 100  # states of the second linear system, which enters the table only
 
 
-class _CommandError(Exception):
-    """Something that the user can put right; the message says how."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line.
 
     Parameters
     ----------
-    argv : sequence of str, optional
-        Arguments; those of the process by default.
-
-    Returns
-    -------
-    int
-        Exit code: 0 done; 1 could not be done (a message on stderr says why); 2 wrong usage.
-
-    Examples
-    --------
-    >>> main(["reproduce", "--only", "lti", "--out", "results"])  # doctest: +SKIP
-    0
+    commands : subparsers
+        Of the command line.
     """
-    parser = _parser()
-    try:
-        arguments = parser.parse_args(argv)
-        if arguments.data is not None and arguments.only == "lti":
-            parser.error("--data is for feedback alignment, which --only lti leaves out")
-    except SystemExit as stop:  # argparse: 0 after --help and --version, 2 after wrong usage
-        return int(stop.code or 0)
-    try:
-        _reproduce(arguments.out, arguments.data, arguments.quick, arguments.seed, arguments.only)
-    except (_CommandError, OSError, ValueError, ImportError) as error:
-        print(f"steepest: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="steepest", description="In which geometry is a learning rule steepest descent?"
-    )
-    parser.add_argument("--version", action="version", version=f"steepest {steepest.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    reproduce = commands.add_parser(
+    parser = commands.add_parser(
         "reproduce",
         help="run the experiments; write tables, numbers and figures",
         description="Run the linear dynamics and the feedback alignment experiment: tables on standard "
         "output, numbers (npz, csv) and figures (png, pdf) in a folder.",
     )
-    reproduce.add_argument(
+    parser.add_argument(
         "--out", type=Path, default=Path("results"), help="folder for the results (default: %(default)s)"
     )
-    reproduce.add_argument(
+    parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder with the four MNIST IDX files, plain or .gz "
         "(default: the 8x8 digits that come with scikit-learn)",
     )  # fmt: skip
-    reproduce.add_argument("--quick", action="store_true", help="a tenth of the training steps")
-    reproduce.add_argument("--seed", type=_seed, default=0, help="of every random draw (default: %(default)s)")
-    reproduce.add_argument("--only", choices=_EXPERIMENTS, help="run one experiment")
-    return parser
+    parser.add_argument("--quick", action="store_true", help="a tenth of the training steps")
+    parser.add_argument("--seed", type=_seed, default=0, help="of every random draw (default: %(default)s)")
+    parser.add_argument("--only", choices=_EXPERIMENTS, help="run one experiment")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of tables")
+    parser.set_defaults(run=reproduce, usage_error=parser.error)
 
 
 def _seed(text: str) -> int:
@@ -93,7 +58,22 @@ def _seed(text: str) -> int:
     return seed
 
 
-def _reproduce(out: Path, data: Path | None, quick: bool, seed: int, only: str | None) -> None:
+def reproduce(arguments: argparse.Namespace) -> None:
+    """Run the experiments.
+
+    Parameters
+    ----------
+    arguments : Namespace
+        As parsed.
+
+    Raises
+    ------
+    CommandError
+        A dependency is missing.
+    """
+    out, data, quick, seed, only = (getattr(arguments, name) for name in ("out", "data", "quick", "seed", "only"))
+    if data is not None and only == "lti":
+        arguments.usage_error("--data is for feedback alignment, which --only lti leaves out")
     chosen = _EXPERIMENTS if only is None else (only,)
     # Before anything runs: what is missing should not show after minutes of work.
     needed = ["matplotlib"]
@@ -101,19 +81,26 @@ def _reproduce(out: Path, data: Path | None, quick: bool, seed: int, only: str |
         needed.append("sklearn")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise _CommandError(
-            f'not installed here: {", ".join(missing)}; get them by pip install "steepest[experiments]"'
-        )
+        raise CommandError(f'not installed here: {", ".join(missing)}; get them by pip install "steepest[experiments]"')
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
+    tables: dict[str, Table] = {}
     if "lti" in chosen:
-        written += _run_lti(out, seed, quick)
+        paths, tables["lti"] = _run_lti(out, seed, quick)
+        written += paths
     if "feedback-alignment" in chosen:
-        written += _run_feedback_alignment(out, data, seed, quick)
-    print("Written: " + ", ".join(str(path) for path in written), file=sys.stderr)
+        paths, tables["feedback_alignment"] = _run_feedback_alignment(out, data, seed, quick)
+        written += paths
+    if arguments.json:
+        found = {name: {"title": table.title, "rows": table.to_dicts()} for name, table in tables.items()}
+        print_json({**found, "written": [str(path) for path in written]})
+    else:
+        for table in tables.values():
+            print_table(table)
+    message("Written: " + ", ".join(str(path) for path in written))
 
 
-def _run_lti(out: Path, seed: int, quick: bool) -> list[Path]:
+def _run_lti(out: Path, seed: int, quick: bool) -> tuple[list[Path], Table]:
     from steepest.experiments import lti
     from steepest.experiments.output import write_figure
 
@@ -126,8 +113,8 @@ def _run_lti(out: Path, seed: int, quick: bool) -> list[Path]:
     written += write_figure(lti.figure(result, curves), out / "lti")
     written += write_figure(lti.geometry_figure(result), out / "geometry")
 
-    print("Linear dynamics: theta' = A theta as natural gradient descent on theta^T P theta / 2, eq (21)")
-    _print_table(
+    return written, Table(
+        "Linear dynamics: theta' = A theta as natural gradient descent on theta^T P theta / 2, eq (21)",
         (
             "states",
             "steps",
@@ -138,7 +125,6 @@ def _run_lti(out: Path, seed: int, quick: bool) -> list[Path]:
         ),
         [_lti_row(result), _lti_row(large)],
     )
-    return written
 
 
 def _lti_row(result: LTI) -> tuple[str, ...]:
@@ -153,7 +139,7 @@ def _lti_row(result: LTI) -> tuple[str, ...]:
     )
 
 
-def _run_feedback_alignment(out: Path, data: Path | None, seed: int, quick: bool) -> list[Path]:
+def _run_feedback_alignment(out: Path, data: Path | None, seed: int, quick: bool) -> tuple[list[Path], Table]:
     from steepest.experiments import feedback_alignment
     from steepest.experiments.digits import load_digits, load_mnist
     from steepest.experiments.output import write_figure
@@ -164,12 +150,10 @@ def _run_feedback_alignment(out: Path, data: Path | None, seed: int, quick: bool
     written = feedback_alignment.write(result, out)
     written += write_figure(feedback_alignment.figure(result), out / "feedback_alignment")
 
-    print(
+    return written, Table(
         f"Feedback alignment: linear network {result.n_inputs}-{result.n_hidden}-10 on {result.dataset} "
         f"({result.n_train} training, {result.n_test} test images), full-batch gradients; "
-        f"least squares reaches {100 * result.least_squares_accuracy:.2f}%"
-    )
-    _print_table(
+        f"least squares reaches {100 * result.least_squares_accuracy:.2f}%",
         (
             "loss",
             "rule",
@@ -183,9 +167,8 @@ def _run_feedback_alignment(out: Path, data: Path | None, seed: int, quick: bool
             "W2^T from B",
         ),
         _feedback_alignment_rows(result),
+        "psi, psi W1, psi W2, W2^T from B: degrees, first and last step; no metric: steps, all weights",
     )
-    print("psi, psi W1, psi W2, W2^T from B: degrees, first and last step; no metric: steps, all weights")
-    return written
 
 
 def _feedback_alignment_rows(result: FeedbackAlignment) -> list[tuple[str, ...]]:
@@ -207,13 +190,6 @@ def _feedback_alignment_rows(result: FeedbackAlignment) -> list[tuple[str, ...]]
         )
         for training in result.trainings
     ]
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, ["-" * width for width in widths], *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print()
 
 
 def _progress(text: str, done: int, total: int) -> None:
