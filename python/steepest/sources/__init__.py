@@ -1,0 +1,6 @@
+"""Stored training runs as sources of a recording: checkpoints, .npz, and what xarray opens; one step at a time."""
+
+from steepest.sources.opening import open_source
+from steepest.sources.source import Source, SourceStep
+
+__all__ = ["Source", "SourceStep", "open_source"]
