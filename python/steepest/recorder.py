@@ -6,7 +6,9 @@ import errno
 import math
 import os
 import time
+from collections import deque
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +28,7 @@ __all__ = ["Recorder"]
 class Recorder:
     """Records steps of a learning rule as they happen; `recording()` and `Recording.open` read them.
 
-    A step costs one or two reads of its vectors; no long vector is written, and none is kept but with ``lag=1``. With a
+    A step costs one or two reads of its vectors; no long vector is written, and none is kept but with ``lag``. With a
     path a step is one append, of all its blocks or of none: when `step` has returned it survives the death of the
     process, with ``sync=True`` also a power cut (see docs/recording-format.md).
 
@@ -36,9 +38,10 @@ class Recorder:
         Folder to be made, when the first step is recorded. None records in memory.
     every : int
         Record each step whose number is a multiple. Steps are numbered from 0 by the calls of `step` and `skip`.
-    lag : {0, 1}
-        1 also records the inner products of grad_t with grad_{t-1} and update_{t-1}. For this ONE copy of grad and ONE
-        of update stay in memory, in their dtypes. With ``every > 1`` the step after each multiple is recorded too.
+    lag : int
+        w >= 1 also records the inner products of grad and update of each step with those of the w steps before it. For
+        this w copies of grad and w of update stay in memory, in their dtypes, and a step costs 1 + w compensated passes
+        instead of a fast one. With ``every > 1`` the w steps after each multiple are recorded too.
     objective : {'unknown', 'fixed'}
         ``fixed``: all losses and gradients belong to one function (full batch, a dynamical system).
     gradient_source : {'rule', 'evaluation', 'estimate'}
@@ -70,10 +73,17 @@ class Recorder:
     What the rows of step t and t + 1 hold decides which pairs (theory, sections 1 and 7) can be formed of them later:
 
     - any recording: the continuous pair (-grad_t, update_t);
-    - with the losses L_t and L_{t+1}, hence ``every=1`` or ``lag=1``: the left discrete gradient;
-    - with ``lag=1``: the trapezoid one too, whose mean gradient (grad_t + grad_{t+1})/2 needs grad_t . grad_{t+1} and
-      grad_{t+1} . update_t: they are in the row of step t + 1 as ``lag_yy``, ``lag_yg``. To close the last step, call
-      `step` once more with the last loss and gradient and without update.
+    - with the losses L_t and L_{t+1}, hence ``every=1`` or ``lag >= 1``: the left discrete gradient;
+    - with ``lag >= 1``: the trapezoid one too, of the mean gradient (grad_t + grad_{t+1})/2; grad_t . grad_{t+1} and
+      grad_{t+1} . update_t are in the row of step t + 1 as ``lag_yy``, ``lag_yg``;
+    - with ``lag >= w``: the pairs of a window of w steps, (A) with the mean of grad_t ... grad_{t+w-1} and the
+      displacement update_t, and (B) with the mean of grad_t ... grad_{t+w} and the displacement of the whole window,
+      update_t + ... + update_{t+w-1}, as long as nothing but these updates moved the parameters.
+
+    Their Gram matrices are sums of recorded products with coefficients. They cancel, so with lag all products come from
+    compensated passes (relative error about 2^-104 of the norms).
+
+    To close the last step or window, call `step` once more with the last loss and gradient and without update.
 
     One thread at a time.
 
@@ -105,8 +115,8 @@ class Recorder:
     ) -> None:
         if every < 1 or every != int(every):
             raise ValueError(f"expected every to be an integer of at least 1, got {every!r}")
-        if lag not in (0, 1):
-            raise ValueError(f"expected lag to be 0 or 1, got {lag!r}")
+        if lag < 0 or lag != int(lag):
+            raise ValueError(f"expected lag to be an integer of at least 0, got {lag!r}")
         if resume and path is None:
             raise ValueError("expected a path to resume, got none")
         self.path = None if path is None else Path(path).absolute()
@@ -118,7 +128,7 @@ class Recorder:
         self._memory: NDArray[np.void] | None = None
         self._count = self._next = 0
         self._skipped: list[tuple[int, float, bytes]] = []  # before the blocks are known
-        self._previous: tuple[int, StepData] | None = None
+        self._ring: deque[tuple[int, StepData]] = deque()  # the last `lag` steps, newest first
         if self.path is not None and os.path.lexists(self.path):
             if not resume:
                 raise FileExistsError(
@@ -182,8 +192,8 @@ class Recorder:
         layout, data = self._read(params, loss, grad, update, params_next)
         if self._layout is None:
             self._start(layout)
-        known = self._previous
-        previous = known[1] if known is not None and known[0] == number - 1 else None
+        known = dict(self._ring)
+        previous = [known.get(number - j) for j in range(1, lag + 1)]
         rows = self._rows(len(self._skipped) + 1)
         for row, (skipped, when, note) in zip(rows, self._skipped, strict=False):
             fill_skipped(row, skipped, when, note)
@@ -191,11 +201,15 @@ class Recorder:
         self._append(rows)
         self._skipped = []
         self._next += 1
-        if lag and (number + 1) % every <= lag:
-            kept = None if known is None else known[1]
-            grad_copy = _copied(data.grad, None if kept is None else kept.grad)
-            update_copy = _copied(data.update, None if kept is None else kept.update)
-            self._previous = number, replace(data, grad=grad_copy, update=update_copy, params=None)
+        if any((number + j) % every <= lag for j in range(1, lag + 1)):
+            self._keep(number, data)
+
+    def _keep(self, number: int, data: StepData) -> None:
+        """Copy gradient and update into the ring, in the memory of the oldest step if it is full."""
+        oldest = self._ring.pop()[1] if len(self._ring) == self._info.lag else None
+        grad = _copied(data.grad, None if oldest is None else oldest.grad)
+        update = _copied(data.update, None if oldest is None else oldest.update)
+        self._ring.appendleft((number, replace(data, grad=grad, update=update, params=None)))
 
     def skip(self, reason: str = "") -> None:
         """Record that the loop made no step here (a gradient scaler found infinities, say): status ``skipped``.
@@ -250,7 +264,8 @@ class Recorder:
 
     def close(self) -> None:
         """Close the folder; a second time does nothing. `recording` still works."""
-        self._closed, self._previous = True, None
+        self._closed = True
+        self._ring.clear()
         if self._writer is not None:
             self._writer.close()
 
@@ -293,7 +308,7 @@ class Recorder:
             raise ValueError("expected params, grad or update in the first step, which names the blocks, got none")
         g = difference(views["params_next"], views["params"]) if params_next is not None else views.get("update")
         known = None if g is None else views.get("params")
-        return layout, StepData(views.get("grad"), g, known, _number(loss), time.time())
+        return layout, StepData(views.get("grad"), g, known, _number(loss), time.time(), layout)
 
     def _start(self, layout: Layout) -> None:
         """The blocks are known: make the folder or the rows in memory."""
@@ -314,6 +329,49 @@ class Recorder:
             grown[: self._count] = self._memory[: self._count]
             self._memory = grown
         return self._memory[self._count : needed]
+
+    @property
+    def next_step(self) -> int:
+        """Number of the step that `step` or `skip` records next."""
+        return self._next
+
+    def _append_rows(self, layout: Layout, rows: NDArray[np.void]) -> None:
+        """Record rows that were filled elsewhere (`step_rows.scalar_row`), instead of a call of `step`.
+
+        Parameters
+        ----------
+        layout : Layout
+            Of the step.
+        rows : ndarray, shape (steps, blocks)
+            Of `row_dtype` with this recorder's lag; step numbers ascend, from `next_step` on. `resumed` is set here.
+
+        Raises
+        ------
+        ValueError
+            Another layout or shape, step numbers that were used, or the recorder is closed.
+        """
+        self._require_open()
+        if self._layout is None:
+            check_names(layout)
+        elif layout != self._layout:
+            raise ValueError(f"expected rows of {self._layout} as in the first step, got {layout}")
+        width = 1 + len(layout.names or ())
+        if rows.dtype != row_dtype(self._info.lag) or rows.ndim != 2 or rows.shape[1] != width:
+            raise ValueError(f"expected rows of shape (steps, {width}) with lag {self._info.lag}, got {rows.shape}")
+        numbers = rows["step"][:, 0].tolist()
+        if any(b <= a for a, b in pairwise([self._next - 1, *numbers])):
+            raise ValueError(f"expected ascending step numbers from {self._next} on, got {numbers[:8]}")
+        if self._layout is None:
+            self._start(layout)
+        skipped = len(self._skipped)
+        room = self._rows(skipped + len(rows))
+        for row, (number, when, note) in zip(room, self._skipped, strict=False):
+            fill_skipped(row, number, when, note)
+        room[skipped:] = rows
+        room["resumed"][:1] = self._resumed
+        self._append(room)
+        self._skipped = []
+        self._next = numbers[-1] + 1 if numbers else self._next
 
     def _append(self, rows: NDArray[np.void]) -> None:
         if self._writer is not None:

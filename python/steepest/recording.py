@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self, cast
 
@@ -56,10 +57,13 @@ class Recording:
       sum (y_i g_i)^2 / (yy gg). NaN where a vector is missing.
     - ``psi_floor`` (rad): what rounding of the parameters does to the angle of a difference of parameters,
       ``atan(|spacing(params)| / sqrt(12) / |update|)`` (theory, section 0, derived); NaN without params or with `rate`.
-    - With ``info.lag == 1`` in the row of step t: ``lag_yy`` = grad_t . grad_{t-1}, ``lag_yg`` = grad_t . update_{t-1},
-      each to be multiplied by ``2**lag_yy_exponent`` and ``2**lag_yg_exponent``, with bounds ``lag_yy_bound``,
-      ``lag_yg_bound`` before that; NaN where a vector or the step before is missing. With rows t-1 and t they give
-      the Gram matrix of (grad_{t-1}, grad_t, update_{t-1}), all that the trapezoid pair of step t-1 needs.
+    - ``yy_lo, yg_lo, gg_lo``: low parts; hi + lo is what the bounds hold for.
+    - ``decay_share``: |part of the update that is decoupled weight decay| / |update|, NaN if unknown.
+    - With ``info.lag = w >= 1`` in the row of step t, with shape (w,), index j - 1 for step t - j:
+      ``lag_yy`` = grad_t . grad_{t-j}, ``lag_yg`` = grad_t . update_{t-j}, ``lag_gy`` = update_t . grad_{t-j},
+      ``lag_gg`` = update_t . update_{t-j}; each with ``_lo``, ``_bound``, and ``_exponent``: the product is
+      (hi + lo) 2^exponent. NaN where a vector or the step is missing. All of these, and those of the step itself, are
+      then from compensated passes, since Gram matrices of sums and differences of steps cancel.
 
     - Of the row itself: ``step``; ``block``, its place in `blocks`; ``time``, ``loss``; ``resumed``, 1 in the first
       step after a resume; ``note``, bytes; ``dtype``, the coarser element type as the place in (float64, float32,
@@ -251,8 +255,9 @@ class Recording:
     def alignment(self, step: int, block: str = ALL) -> Alignment:
         """Everything that follows from the inner products of one step and block.
 
-        The same path as `steepest.align`, and the same numbers, but for `Alignment.psi_floor`, which is the larger one
-        of the dtype's and the recorded one.
+        The same path as `steepest.align`. The numbers are the same, to the last bit for one array without lag, and
+        within the bounds where they come from other passes (with lag, and ``"(all)"`` of several arrays, which is the
+        sum over these); but `Alignment.psi_floor` is the larger one of the dtype's and the recorded one.
 
         Parameters
         ----------
@@ -377,6 +382,7 @@ def recording(
     update: ArrayOrMapping | None = None,
     time: Any = None,
     rate: bool = False,
+    lag: int = 1,
     objective: Objective = "unknown",
     gradient_source: GradientSource = "rule",
 ) -> Recording:
@@ -401,6 +407,9 @@ def recording(
         Of each step, in your unit. Implies `rate`.
     rate : bool
         `update` is d theta/dt, must be given, and nothing is differenced.
+    lag : int
+        With how many of the steps before it each step has inner products, which decides what pairs can be formed of
+        them; see `Recorder`.
     objective : {'unknown', 'fixed'}
         ``fixed``: all losses and gradients belong to one function (full batch, a dynamical system), so that differences
         of losses mean something.
@@ -410,7 +419,7 @@ def recording(
     Returns
     -------
     Recording
-        With ``info.lag == 1``, since all steps are at hand.
+        Of U or U + 1 steps.
 
     Raises
     ------
@@ -432,7 +441,7 @@ def recording(
     >>> from steepest.recording import recording
     >>> w = np.array([[4.0, 2.0], [2.0, 1.5], [1.0, 1.0]])
     >>> b = np.array([[1.0], [0.5], [0.0]])
-    >>> rec = recording(params={"w": w, "b": b}, grad={"w": w, "b": b})
+    >>> rec = recording(params={"w": w, "b": b}, grad={"w": w, "b": b}, lag=0)
     >>> rec.blocks, rec.alignment(0, "w") == steepest.align(w[0], w[1] - w[0])
     (('(all)', 'w', 'b'), True)
     """
@@ -466,10 +475,10 @@ def recording(
                 f"{lengths[source]}, got {length}"
             )
     steps = max(updates, lengths.get("grad", 0), lengths.get("loss", 0))
-    info = RecordingInfo(layout.names, layout.shapes, objective, gradient_source, rate, lag=1)
+    info = RecordingInfo(layout.names, layout.shapes, objective, gradient_source, rate, lag=lag)
     rows = np.zeros((steps, 1 + len(layout.names or ())), row_dtype(info.lag))
     views = {name: _Steps(x, layout, lengths[name]) for name, x in whole.items()}
-    previous = None
+    previous: deque[StepData] = deque(maxlen=lag)
     for t in range(steps):
         here = {name: x.at(t) for name, x in views.items()}
         known = here.get("params")
@@ -477,9 +486,11 @@ def recording(
         if update is None and t < updates and known is not None:
             after = views["params"].at(t + 1)
             g = None if after is None else difference(after, known)
-        data = StepData(here.get("grad"), g, None if rate or g is None else known, _at(losses, t), _at(times, t))
-        fill_step(rows[t], t, data, previous)
-        previous = data
+        data = StepData(
+            here.get("grad"), g, None if rate or g is None else known, _at(losses, t), _at(times, t), layout
+        )
+        fill_step(rows[t], t, data, tuple(previous))
+        previous.appendleft(data)
     return Recording(info, rows)
 
 

@@ -15,10 +15,12 @@ from steepest.arrays import FLOAT_NAMES, Layout
 __all__ = [
     "ALL",
     "DTYPE_CODE",
+    "LAG_PRODUCTS",
     "NOTE_BYTES",
     "STATUSES",
     "STATUS_CODE",
     "GradientSource",
+    "Keep",
     "Objective",
     "RecordingInfo",
     "check_choice",
@@ -28,6 +30,7 @@ __all__ = [
 
 Objective = Literal["unknown", "fixed"]
 GradientSource = Literal["rule", "evaluation", "estimate"]
+Keep = Literal["scalars", "vectors"]
 
 ALL = "(all)"
 # The position of a status is its code on disk: Status may only ever be appended to.
@@ -35,7 +38,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 STATUS_CODE = {status: code for code, status in enumerate(STATUSES)}
 DTYPE_CODE = {name: code for code, name in enumerate(FLOAT_NAMES)}  # -1: neither gradient nor update
 NOTE_BYTES = 24
-PRODUCTS = ("yy", "yg", "gg", "yy_bound", "yg_bound", "gg_bound")
+PRODUCTS = ("yy", "yg", "gg")
 _ROW = [
     ("step", "<i8"),
     ("status", "i1"),
@@ -44,26 +47,19 @@ _ROW = [
     ("block", "<i4"),
     ("time", "<f8"),
     ("loss", "<f8"),
-    *((name, "<f8") for name in PRODUCTS),
+    *((name + part, "<f8") for part in ("", "_lo", "_bound") for name in PRODUCTS),
     ("y_exponent", "<i4"),
     ("g_exponent", "<i4"),
     ("cosine", "<f8"),
     ("sine", "<f8"),
     ("sign_flip_variance", "<f8"),
     ("psi_floor", "<f8"),
+    ("decay_share", "<f8"),
     ("note", f"S{NOTE_BYTES}"),
 ]
-_LAG = [
-    ("lag_yy", "<f8"),
-    ("lag_yy_bound", "<f8"),
-    ("lag_yg", "<f8"),
-    ("lag_yg_bound", "<f8"),
-    ("lag_yy_exponent", "<i4"),
-    ("lag_yg_exponent", "<i4"),
-]
+LAG_PRODUCTS = ("lag_yy", "lag_yg", "lag_gy", "lag_gg")
 NAN = math.nan
-NO_LAG = (NAN, NAN, NAN, NAN, 0, 0)
-SCHEMA = 1
+SCHEMA = 2
 
 
 def row_dtype(lag: int) -> np.dtype[np.void]:
@@ -72,14 +68,17 @@ def row_dtype(lag: int) -> np.dtype[np.void]:
     Parameters
     ----------
     lag : int
-        0, or 1 for the inner products with the step before.
+        With how many of the steps before it a step has inner products.
 
     Returns
     -------
     numpy.dtype
-        Packed, every number aligned.
+        Packed, every number aligned. With lag the fields of `LAG_PRODUCTS` have shape (lag,).
     """
-    return np.dtype(_ROW + _LAG * lag)
+    if not lag:
+        return np.dtype(_ROW)
+    products = [(name + part, "<f8", (lag,)) for name in LAG_PRODUCTS for part in ("", "_lo", "_bound")]
+    return np.dtype([*_ROW, *products, *((name + "_exponent", "<i4", (lag,)) for name in LAG_PRODUCTS)])
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,12 @@ class RecordingInfo:
         How many earlier steps a row holds inner products with.
     every : int
         Which steps were recorded.
+    candidates : tuple of str or None
+        Names of the losses whose gradients were recorded side by side; None for a single one.
+    keep : {'scalars', 'vectors'}
+        Whether the vectors of the steps are kept beside the rows.
+    scaled : bool
+        Whether the inner products are in units of the parameters: yy = sum (scale grad)^2, gg = sum (update/scale)^2.
     """
 
     names: tuple[str, ...] | None
@@ -111,10 +116,14 @@ class RecordingInfo:
     rate: bool = False
     lag: int = 0
     every: int = 1
+    candidates: tuple[str, ...] | None = None
+    keep: Keep = "scalars"
+    scaled: bool = False
 
     def __post_init__(self) -> None:
         check_choice("objective", self.objective, ("unknown", "fixed"))
         check_choice("gradient_source", self.gradient_source, ("rule", "evaluation", "estimate"))
+        check_choice("keep", self.keep, ("scalars", "vectors"))
 
     @property
     def layout(self) -> Layout:
@@ -158,9 +167,10 @@ class RecordingInfo:
                 f"{user.get('schema')!r}: read it with the version that wrote it"
             )
         try:
-            known = {key: user[key] for key in ("objective", "gradient_source", "rate", "lag", "every")}
-            names = None if user["names"] is None else tuple(user["names"])
-            return cls(names, tuple(tuple(shape) for shape in user["shapes"]), **known)
+            plain = ("objective", "gradient_source", "rate", "lag", "every", "keep", "scaled")
+            names, candidates = (None if user[key] is None else tuple(user[key]) for key in ("names", "candidates"))
+            shapes = tuple(tuple(shape) for shape in user["shapes"])
+            return cls(names, shapes, **{key: user[key] for key in plain}, candidates=candidates)
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected {where} to describe its steps in full, got {dict(user)}") from error
 

@@ -1,21 +1,34 @@
-"""From the arrays of one step to its rows: inner products of every block, rounding floor, lag-1 products."""
+"""From the arrays of one step to its rows: inner products of every block, also with earlier steps, rounding floor."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest import _core
-from steepest.alignment import PairProducts, Status, pair_products, scaled, status_of
-from steepest.arrays import ArrayOrMapping, Layout, LongVector, long_vector, widened
-from steepest.row_format import DTYPE_CODE, NAN, NO_LAG, STATUS_CODE
+from steepest.alignment import angle_tolerance, scaled
+from steepest.arrays import EPSILON, ArrayOrMapping, Layout, LongVector, long_vector, widened
+from steepest.block_products import (
+    MISSING,
+    LagProducts,
+    Pair,
+    angle_of,
+    lag_of,
+    normalized,
+    pair_of,
+    status_of,
+    sum_of_lags,
+    sum_of_pairs,
+)
+from steepest.row_format import DTYPE_CODE, NAN, STATUS_CODE
 
-__all__ = ["StepData", "difference", "fill_skipped", "fill_step", "ordered", "part"]
+__all__ = ["StepData", "difference", "fill_skipped", "fill_step", "ordered", "part", "scalar_row"]
+
+Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,12 @@ class StepData:
         At this step; `params` only if `update` is a difference of parameters.
     loss, time : float
         NaN if unknown.
+    layout : Layout
+        Of all.
+    base : list of ndarray, optional
+        Diagonal metric of the units, one array for each of the layout.
+    decay_share : float
+        Of decoupled weight decay in the update; NaN if unknown.
     """
 
     grad: LongVector | None
@@ -35,10 +54,17 @@ class StepData:
     params: LongVector | None
     loss: float
     time: float
+    layout: Layout
+    base: list[NDArray[Any]] | None = None
+    decay_share: float = NAN
 
 
 def fill_step(
-    rows: NDArray[np.void], number: int, data: StepData, previous: StepData | None = None, resumed: bool = False
+    rows: NDArray[np.void],
+    number: int,
+    data: StepData,
+    previous: Sequence[StepData | None] = (),
+    resumed: bool = False,
 ) -> None:
     """Compute the rows of one step.
 
@@ -50,29 +76,120 @@ def fill_step(
         Of the step.
     data : StepData
         Of the step.
-    previous : StepData, optional
-        Of step ``number - 1``, for rows with lag.
+    previous : sequence of StepData or None
+        Of the steps ``number - 1``, ``number - 2``, ..., for rows with lag; None where there is none.
     resumed : bool
         Whether the step is the first after a resume.
+
+    Notes
+    -----
+    Each vector is read once for a lag of 0, unless sign or angle need a better pass, and ``lag`` times more otherwise:
+    the products of the whole vector are sums over its arrays.
     """
-    spacings = None if data.params is None else _spacings(data.params)
-    lagged = "lag_yy" in (rows.dtype.names or ())
-    for block in range(len(rows)):
-        if block == 1 and len(rows) == 2:  # one named array is the whole vector
-            rows[1] = rows[0]
-            rows[1]["block"] = 1
-            break
-        y, g = (None if v is None else v if block == 0 else part(v, block - 1) for v in (data.grad, data.update))
-        status, dtype, p = _pair(y, g)
-        floor = NAN
-        if spacings is not None:
-            spacing = math.hypot(*spacings) if block == 0 else spacings[block - 1]
-            floor = math.atan2(spacing / math.sqrt(12.0), scaled(math.sqrt(p.gg), p.g_exponent))
-        row: tuple[Any, ...] = (
-            number, STATUS_CODE[status], resumed, DTYPE_CODE.get(dtype, -1), block, data.time, data.loss,
-            *p[:-1], floor, b"",
+    lag = _lag(rows)
+    names = data.layout.names
+    single = names is None or len(names) == 1  # one named array is the whole vector
+    y, g = data.grad, data.update
+    parts = [(y, g, data.base)] if single else [_parts(data, i) for i in range(len(names or ()))]
+    pairs = [pair_of(*part[:2], bool(lag), part[2]) for part in parts]
+    dtypes = [_coarser(*part[:2]) for part in parts]
+    lags: list[list[LagProducts | None]] = [[None] * lag for _ in parts]
+    for j, before in enumerate(previous[:lag]):
+        if before is None:
+            continue
+        for i, part in enumerate(parts):
+            y0, g0 = (before.grad, before.update) if single else _parts(before, i)[:2]
+            lags[i][j] = lag_of(*part[:2], y0, g0)
+    spacings = [NAN] * len(parts) if data.params is None else _spacings(data.params)
+    if not single:
+        dtypes.insert(0, max(dtypes, key=lambda name: EPSILON.get(name, 0.0)))
+        whole = sum_of_pairs(pairs, angle_tolerance(dtypes[0]) if dtypes[0] else 0.0)
+        pairs.insert(0, pair_of(y, g, bool(lag), data.base) if whole is None else whole)
+        spacings.insert(0, math.hypot(*spacings))
+        of_all = [None if lags[0][j] is None else sum_of_lags([own[j] for own in lags]) for j in range(lag)]  # type: ignore[misc]
+        lags.insert(0, of_all)
+    for block, (p, dtype, spacing) in enumerate(zip(pairs, dtypes, spacings, strict=True)):
+        floor = math.atan2(spacing / math.sqrt(12.0), scaled(math.sqrt(p.gg), p.g_exponent))
+        status = STATUS_CODE[status_of(y is not None, g is not None, p)]
+        rows[block] = (
+            number, status, resumed, DTYPE_CODE.get(dtype, -1), block, data.time, data.loss,
+            *p[:14], floor, data.decay_share, b"", *_lag_fields(lags[block]),
         )  # fmt: skip
-        rows[block] = row + _lag_products(y, previous, block) if lagged else row
+    if single and names is not None:
+        rows[1] = rows[0]
+        rows[1]["block"] = 1
+
+
+def scalar_row(
+    rows: NDArray[np.void],
+    number: int,
+    block: int,
+    dtype: str,
+    yy: Triple | None,
+    yg: Triple | None,
+    gg: Triple | None,
+    *,
+    y_exponent: int = 0,
+    g_exponent: int = 0,
+    psi_floor: float = NAN,
+    loss: float = NAN,
+    time: float = NAN,
+    decay_share: float = NAN,
+    sign_flip_variance: float = NAN,
+    lags: Sequence[LagProducts | None] = (),
+) -> None:
+    """Fill one row with inner products that were formed elsewhere: on an accelerator, in a jitted loop.
+
+    Parameters
+    ----------
+    rows : ndarray, shape (number of blocks,)
+        Structured, of `row_dtype`; ``rows[block]`` is written.
+    number : int
+        Of the step.
+    block : int
+        Place in `Recording.blocks`.
+    dtype : str
+        The coarser element type of grad and update, one of `FLOAT_NAMES`.
+    yy, yg, gg : tuple of float (hi, lo, bound), or None
+        grad.grad, grad.update, update.update: the exact product is within `bound` of hi + lo. None where a vector is
+        missing.
+    y_exponent, g_exponent : int
+        Powers of two by which grad and update were divided first.
+    psi_floor, loss, time, decay_share, sign_flip_variance : float
+        As the fields of the row.
+    lags : sequence of LagProducts or None
+        With step ``number - 1``, ``number - 2``, ...
+
+    Raises
+    ------
+    ValueError
+        grad.update is missing although both vectors are there, or the other way round.
+
+    Notes
+    -----
+    A product that is not finite gives status ``nonfinite``. Where `bound` exceeds the product, the sign of grad.update
+    is ``undecided``. A sum of squares of exactly 0 says that the vector is zero, so squares must not underflow there.
+    """
+    if (yg is None) != (yy is None or gg is None):
+        raise ValueError("expected grad.update where there is a gradient and an update, and only there")
+    parts = [MISSING if p is None else normalized(*p) for p in (yy, yg, gg)]
+    finite = all(math.isfinite(x) for p in (yy, yg, gg) if p is not None for x in p)
+    cosine = sine = NAN
+    if not finite:
+        parts = [MISSING] * 3
+    elif parts[0].hi > 0.0 and parts[2].hi > 0.0:
+        cosine, sine = angle_of(*parts)
+    square, inner, last = parts
+    p = Pair(
+        square.hi, inner.hi, last.hi, square.lo, inner.lo, last.lo, square.bound, inner.bound, last.bound,
+        y_exponent, g_exponent, cosine, sine, sign_flip_variance, finite,
+    )  # fmt: skip
+    lag = _lag(rows)
+    known = [*lags[:lag], *[None] * (lag - len(lags))]
+    rows[block] = (
+        number, STATUS_CODE[status_of(yy is not None, gg is not None, p)], False, DTYPE_CODE[dtype], block, time, loss,
+        *p[:14], psi_floor, decay_share, b"", *_lag_fields(known),
+    )  # fmt: skip
 
 
 def fill_skipped(rows: NDArray[np.void], number: int, time: float, note: bytes, resumed: bool = False) -> None:
@@ -92,7 +209,7 @@ def fill_skipped(rows: NDArray[np.void], number: int, time: float, note: bytes, 
         Whether the step is the first after a resume.
     """
     for name in rows.dtype.names or ():
-        rows[name] = NAN if rows.dtype[name].kind == "f" else 0
+        rows[name] = NAN if rows.dtype[name].base.kind == "f" else 0
     rows["step"], rows["time"], rows["note"], rows["resumed"] = number, time, note, resumed
     rows["status"], rows["dtype"], rows["block"] = STATUS_CODE["skipped"], -1, np.arange(len(rows))
 
@@ -115,33 +232,26 @@ def part(x: LongVector, i: int) -> LongVector:
     return LongVector([x.segments[i]], Layout(None, (x.layout.shapes[i],)), (x.dtypes[i],))
 
 
-def _pair(y: LongVector | None, g: LongVector | None) -> tuple[Status, str, PairProducts]:
-    """Status, coarser dtype and inner products; NaN for what is missing."""
-    if y is not None and g is not None:
-        dtype, p = pair_products(y, g)
-        return status_of(p), dtype, p
-    yy = gg = (NAN, NAN, 0)
-    if y is not None:
-        yy = _square(y)
-    if g is not None:
-        gg = _square(g)
-    p = PairProducts(yy[0], NAN, gg[0], yy[1], NAN, gg[1], yy[2], gg[2], NAN, NAN, NAN, True)
-    present = y or g
-    return "no_update" if g is None else "no_gradient", "" if present is None else present.coarsest, p
+def _lag(rows: NDArray[np.void]) -> int:
+    return rows.dtype["lag_yy"].shape[0] if "lag_yy" in (rows.dtype.names or ()) else 0
 
 
-def _square(x: LongVector) -> tuple[float, float, int]:
-    gram = _core.gram([x.segments])
-    return float(gram.hi[0, 0]), float(gram.bound[0, 0]), gram.exponents[0]
+def _parts(data: StepData, i: int) -> tuple[LongVector | None, LongVector | None, list[Any] | None]:
+    y, g = (None if v is None else part(v, i) for v in (data.grad, data.update))
+    return y, g, None if data.base is None else [data.base[i]]
 
 
-def _lag_products(y: LongVector | None, previous: StepData | None, block: int) -> tuple[float | int, ...]:
-    if y is None or previous is None or previous.grad is None or previous.update is None:
-        return NO_LAG
-    y0, g0 = (v if block == 0 else part(v, block - 1) for v in (previous.grad, previous.update))
-    gram = _core.gram([y.segments, y0.segments, g0.segments])
-    hi, bound, (e, e_y, e_g) = gram.hi, gram.bound, gram.exponents
-    return float(hi[0, 1]), float(bound[0, 1]), float(hi[0, 2]), float(bound[0, 2]), e + e_y, e + e_g
+def _coarser(y: LongVector | None, g: LongVector | None) -> str:
+    return max((v.coarsest for v in (y, g) if v is not None), key=EPSILON.__getitem__, default="")
+
+
+def _lag_fields(lags: Sequence[LagProducts | None]) -> tuple[tuple[float, ...], ...]:
+    """In the order of `row_dtype`."""
+    if not lags:
+        return ()
+    columns = list(zip(*((MISSING,) * 4 if one is None else one for one in lags), strict=True))
+    numbers = (tuple(p[i] for p in column) for column in columns for i in range(3))
+    return *numbers, *(tuple(p.exponent for p in column) for column in columns)
 
 
 def _spacings(params: LongVector) -> list[float]:
