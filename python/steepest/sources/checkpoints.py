@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,7 @@ class CheckpointFolder(Source):
                 if known is value:
                     continue
                 if not isinstance(known, dict) or not isinstance(value, dict) or set(known) & set(value):
-                    raise ValueError(
-                        f"expected the parts of one checkpoint to be disjoint, got {field} again in {path}"
-                    )
+                    raise ValueError(f"expected the parts of a checkpoint to be disjoint, got {field} again in {path}")
                 known.update(value)
         return found
 
@@ -167,7 +166,6 @@ def numbered(names: Sequence[str], number: str | None, where: str) -> dict[int, 
                 raise ValueError(f"expected {name!r} in {where} to match number={number!r} with digits in its group")
             found.append((int(match[1]), name))
     else:
-        # The last part's suffixes may have digits of their own (.mp3), but then in all names.
         digits = {name: re.findall(r"\d+", name) for name in names}
         without = [name for name, numbers in digits.items() if not numbers]
         if without:
@@ -191,7 +189,7 @@ def numbered(names: Sequence[str], number: str | None, where: str) -> dict[int, 
         place = varying[0] if varying else 0
         found = [(int(numbers[place]), name) for name, numbers in digits.items()]
     found.sort()
-    for (k, first), (j, second) in zip(found, found[1:], strict=False):
+    for (k, first), (j, second) in pairwise(found):
         if k == j:
             raise ValueError(
                 f"expected one checkpoint for each step in {where}, got {first!r} and {second!r} for {k}; choose with "
@@ -246,7 +244,7 @@ def _read_safetensors(path: Path, params: NameFilter) -> dict[str, Any]:
             del entries[key]
 
     def arrays(wanted: dict[str, str]) -> dict[str, Any]:
-        chosen = params(wanted, lambda key: file.is_float(key))
+        chosen = params(wanted, file.is_float)
         return {name: file.read(key) for name, key in chosen.items()}
 
     found: dict[str, Any] = {}
@@ -277,16 +275,14 @@ def _read_torch(path: Path, params: NameFilter) -> dict[str, Any]:
             f"objects: save a state_dict, or safetensors. {str(error).splitlines()[0]}"
         ) from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"expected {path} to hold a mapping name -> tensor, got {type(content).__name__}")
+        raise TypeError(f"expected {path} to hold a mapping name -> tensor, got {type(content).__name__}")
     scalars = {key: content[key] for key in ("loss", "time") if key in content and _is_number(content[key])}
     content = {str(key): value for key, value in content.items() if key not in scalars}
 
     def arrays(wanted: Mapping[Any, Any], what: str) -> dict[str, Any]:
         if not all(isinstance(value, torch.Tensor) for value in wanted.values()):
             wrong = next(key for key, value in wanted.items() if not isinstance(value, torch.Tensor))
-            raise ValueError(
-                f"expected {what} of {path} to be a mapping name -> tensor, got another thing in {wrong!r}"
-            )
+            raise ValueError(f"expected {what} of {path} to map names to tensors, got another type for {wrong!r}")
         named = {str(key): value.detach() for key, value in wanted.items()}
         return params(named, lambda x: x.dtype.is_floating_point)
 

@@ -25,7 +25,7 @@ def open_source(
     files: str | None = None,
     number: str | None = None,
 ) -> Source:
-    """Open a stored training run to be read step by step; nothing in a file is ever executed.
+    r"""Open a stored training run to be read step by step; nothing in a file is ever executed.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def open_source(
     files : str, optional
         Shell pattern of the checkpoints in the folder, where it has other files too.
     number : str, optional
-        Regular expression whose first group is the step, where names have several numbers (``r"step=(\\d+)"``).
+        Regular expression whose first group is the step, where names have several numbers (``r"step=(\d+)"``).
 
     Returns
     -------
@@ -93,7 +93,7 @@ def open_source(
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(
-            f"expected a folder of checkpoints, an .npz, zarr or netCDF file at {path}, got nothing"
+            f"expected a folder of checkpoints, an .npz, zarr or netCDF file, got nothing at {path}"
         )
     if path.is_dir() and not is_zarr(path):
         return CheckpointFolder(path, files, number, params)
@@ -105,9 +105,7 @@ def open_source(
         try:
             found = by_field(arrays, str(path))
             if not found:
-                raise ValueError(
-                    f"expected arrays params, grad, update or params/<name>, ... in {path}, got {list(arrays)}"
-                )
+                raise ValueError(f"expected params, grad, update or params/<name>, ... in {path}, got {list(arrays)}")
             return SeriesSource(found, str(path), params, close)
         except BaseException:
             close()

@@ -148,5 +148,6 @@ def bfloat16() -> np.dtype[Any]:
     try:
         import ml_dtypes
     except ImportError as error:
-        raise ImportError('bfloat16 files need ml_dtypes: pip install "steepest[jax]"') from error
-    return np.dtype(ml_dtypes.bfloat16)
+        raise ImportError('bfloat16 files need ml_dtypes: pip install "steepest[vectors]"') from error
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype

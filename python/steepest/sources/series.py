@@ -119,9 +119,7 @@ class SeriesSource(Source):
         """As `recording` counts: U updates, and the state after the last one where it is known."""
         lengths = {field: next(iter(x.values())).shape[0] for field, x in self._vectors.items()}
         updates, origin = (
-            (lengths["update"], "update")
-            if "update" in lengths
-            else (lengths["params"] - 1, "the differences of params")
+            (lengths["update"], "update") if "update" in lengths else (lengths["params"] - 1, "params by differences")
         )
         lengths |= {field: len(x) for field, x in self._numbers.items()}
         for field, length in lengths.items():

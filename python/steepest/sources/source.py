@@ -94,7 +94,7 @@ class Source(ABC):
         """Time of each step where it is known without reading the vectors, else None."""
         return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (nothing to close by default)
         """Close the files; arrays of a `SourceStep` may not be used afterwards."""
 
     def __len__(self) -> int:
@@ -213,13 +213,12 @@ def by_field(arrays: Mapping[str, Any], where: str) -> dict[str, Any]:
         head, slash, name = key.partition("/")
         if head not in (VECTORS if slash else FIELDS):
             other.append(key)
-        elif not slash:
-            found[key] = value
+        elif head in found and isinstance(found[head], dict) != bool(slash):
+            raise ValueError(f"expected {where} to have {head!r} or {head + '/...'!r}, got both")
+        elif slash:
+            found.setdefault(head, {})[name] = value
         else:
-            found.setdefault(head, {})
-            if not isinstance(found[head], dict):
-                raise ValueError(f"expected {where} to have {head!r} or {head + '/...'!r}, got both")
-            found[head][name] = value
+            found[head] = value
     if not any(field in found for field in VECTORS):
         return {}
     if other:

@@ -113,16 +113,14 @@ def _fields(source: Any, where: str) -> dict[str, Any]:
     found = by_field(flat, where)
     if not found:
         raise ValueError(
-            f"expected variables params, grad, update, loss or params/<name>, ... in {where}, got {list(root.data_vars)}"
+            f"expected variables params, grad, update or params/<name>, ... in {where}, got {list(root.data_vars)}"
         )
     steps = {
         str(x.dims[0]) for value in found.values() for x in (value.values() if isinstance(value, dict) else [value])
         if x.dims
     }  # fmt: skip
     if source is root and len(steps) > 1:
-        raise ValueError(
-            f"expected the first dimension of every variable of {where} to be the step, got {sorted(steps)}"
-        )
+        raise ValueError(f"expected one first dimension, the step, of all variables of {where}, got {sorted(steps)}")
     numbers = {key: found[key].values for key in ("loss", "time") if key in found}
     vectors = {key: value for key, value in found.items() if key in VECTORS}
     return {
