@@ -153,7 +153,7 @@ def test_torch_parameters_of_a_module_and_its_counters(tmp_path, caplog):
     for t in range(3):
         with torch.no_grad():
             for p in net.parameters():
-                p += 0.1 * (t + 1)
+                p.add_(0.1 * (t + 1))
         torch.save(net.state_dict(), tmp_path / f"{t}.bin")
     with caplog.at_level(logging.INFO, logger="steepest"):
         source = open_source(tmp_path, params="!*running_*")
@@ -422,7 +422,7 @@ def test_xarray_names_with_a_slash_and_calendar_times(tmp_path):
 
 def test_xarray_that_does_not_fit():
     xarray = pytest.importorskip("xarray")
-    with pytest.raises(ValueError, match="expected params, grad, update|expected variables params"):
+    with pytest.raises(ValueError, match="expected variables params"):
         record_source(xarray.Dataset({"weights": (("step", "unit"), np.zeros((2, 2)))}))
     with pytest.raises(ValueError, match="one first dimension"):
         record_source(
