@@ -16,8 +16,8 @@ import steepest
 from steepest.alignment import Alignment
 from steepest.arrays import EPSILON
 from steepest.recording import Recording, recording
+from steepest.rounding_floor import _norm as _spacing_norm
 from steepest.row_format import STATUSES, RecordingInfo, row_dtype
-from steepest.step_rows import _spacing_norm
 from steepest.storage import RecordWriter
 
 RNG = np.random.default_rng(3)

@@ -131,7 +131,10 @@ def pair_of(y: LongVector | None, g: LongVector | None, careful: bool, base: lis
     if y is None or g is None:
         return _one_square(y, g, careful, base)
     tolerance = 0.0 if careful else angle_tolerance(max((y.coarsest, g.coarsest), key=EPSILON.__getitem__))
-    gram = _core.angle_gram(y.segments, g.segments, base, tolerance)
+    try:
+        gram = _core.angle_gram(y.segments, g.segments, base, tolerance)
+    except ValueError:  # the weighted products leave the range of float64
+        return Pair(finite=False)
     fast = gram.precision == "fast"
     variance = gram.sign_flip_variance
     if careful and fast and gram.finite:  # one is zero, which needs no better pass for the angle
@@ -153,7 +156,10 @@ def _one_square(y: LongVector | None, g: LongVector | None, careful: bool, base:
         gram = _core.gram([x.segments], "compensated" if careful else "fast")
         at_gram = 0
     else:
-        gram, at_gram = _core.angle_gram(x.segments, x.segments, base), at
+        try:
+            gram, at_gram = _core.angle_gram(x.segments, x.segments, base), at
+        except ValueError:
+            return Pair(finite=False)
     hi, lo, bound = (float(part[at_gram, at_gram]) for part in (gram.hi, gram.lo, gram.bound))
     careful, exponent = gram.precision != "fast", gram.exponents[at_gram]
     # A single vector that is not finite keeps its NaN norm; status says which vector is missing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from steepest.block_products import (
 )
 from steepest.row_format import DTYPE_CODE, NAN, STATUS_CODE
 
-__all__ = ["StepData", "difference", "fill_skipped", "fill_step", "ordered", "part", "scalar_row"]
+__all__ = ["StepData", "coarsest_of_blocks", "difference", "fill_skipped", "fill_step", "ordered", "part", "scalar_row"]
 
 Triple = tuple[float, float, float]
 
@@ -37,12 +37,16 @@ class StepData:
 
     Attributes
     ----------
-    grad, update, params : LongVector or None
-        At this step; `params` only if `update` is a difference of parameters.
+    grad, update : LongVector or None
+        At this step.
+    spacings : list of float or None
+        Of the parameters, if `update` is a difference of them: see `rounding_floor.spacing_norms`.
     loss, time : float
         NaN if unknown.
     layout : Layout
         Of all.
+    dtypes : list of str
+        The coarser element type of grad and update in each array, as handed in; empty if both are missing.
     base : list of ndarray, optional
         Diagonal metric of the units, one array for each of the layout.
     decay_share : float
@@ -51,10 +55,11 @@ class StepData:
 
     grad: LongVector | None
     update: LongVector | None
-    params: LongVector | None
+    spacings: list[float] | None
     loss: float
     time: float
     layout: Layout
+    dtypes: list[str]
     base: list[NDArray[Any]] | None = None
     decay_share: float = NAN
 
@@ -92,7 +97,7 @@ def fill_step(
     y, g = data.grad, data.update
     parts = [(y, g, data.base)] if single else [_parts(data, i) for i in range(len(names or ()))]
     pairs = [pair_of(*part[:2], bool(lag), part[2]) for part in parts]
-    dtypes = [_coarser(*part[:2]) for part in parts]
+    dtypes = [*data.dtypes] or [""] * len(parts)
     lags: list[list[LagProducts | None]] = [[None] * lag for _ in parts]
     for j, before in enumerate(previous[:lag]):
         if before is None:
@@ -100,9 +105,9 @@ def fill_step(
         for i, part in enumerate(parts):
             y0, g0 = (before.grad, before.update) if single else _parts(before, i)[:2]
             lags[i][j] = lag_of(*part[:2], y0, g0)
-    spacings = [NAN] * len(parts) if data.params is None else _spacings(data.params)
+    spacings = [NAN] * len(parts) if data.spacings is None else [*data.spacings]
     if not single:
-        dtypes.insert(0, max(dtypes, key=lambda name: EPSILON.get(name, 0.0)))
+        dtypes.insert(0, max(dtypes, key=EPSILON.__getitem__) if dtypes[0] else "")
         whole = sum_of_pairs(pairs, angle_tolerance(dtypes[0]) if dtypes[0] else 0.0)
         pairs.insert(0, pair_of(y, g, bool(lag), data.base) if whole is None else whole)
         spacings.insert(0, math.hypot(*spacings))
@@ -192,13 +197,17 @@ def scalar_row(
     )  # fmt: skip
 
 
-def fill_skipped(rows: NDArray[np.void], number: int, time: float, note: bytes, resumed: bool = False) -> None:
+def fill_skipped(
+    rows: NDArray[np.void], blocks: int, number: int, time: float, note: bytes, resumed: bool = False
+) -> None:
     """Write the rows of a step that the training loop skipped.
 
     Parameters
     ----------
-    rows : ndarray, shape (number of blocks,)
+    rows : ndarray, shape (candidates * blocks,)
         Structured, to be written.
+    blocks : int
+        Number of blocks.
     number : int
         Of the step.
     time : float
@@ -211,7 +220,26 @@ def fill_skipped(rows: NDArray[np.void], number: int, time: float, note: bytes, 
     for name in rows.dtype.names or ():
         rows[name] = NAN if rows.dtype[name].base.kind == "f" else 0
     rows["step"], rows["time"], rows["note"], rows["resumed"] = number, time, note, resumed
-    rows["status"], rows["dtype"], rows["block"] = STATUS_CODE["skipped"], -1, np.arange(len(rows))
+    rows["status"], rows["dtype"], rows["block"] = STATUS_CODE["skipped"], -1, np.arange(len(rows)) % blocks
+
+
+def coarsest_of_blocks(y: LongVector | None, g: LongVector | None) -> list[str]:
+    """The coarser element type in each array.
+
+    Parameters
+    ----------
+    y, g : LongVector or None
+        Gradient and update of one layout.
+
+    Returns
+    -------
+    list of str
+        Empty if both are missing.
+    """
+    if y is None or g is None:
+        x = g if y is None else y
+        return [] if x is None else [*x.dtypes]
+    return [a if EPSILON[a] >= EPSILON[b] else b for a, b in zip(y.dtypes, g.dtypes, strict=True)]
 
 
 def part(x: LongVector, i: int) -> LongVector:
@@ -241,10 +269,6 @@ def _parts(data: StepData, i: int) -> tuple[LongVector | None, LongVector | None
     return y, g, None if data.base is None else [data.base[i]]
 
 
-def _coarser(y: LongVector | None, g: LongVector | None) -> str:
-    return max((v.coarsest for v in (y, g) if v is not None), key=EPSILON.__getitem__, default="")
-
-
 def _lag_fields(lags: Sequence[LagProducts | None]) -> tuple[tuple[float, ...], ...]:
     """In the order of `row_dtype`."""
     if not lags:
@@ -252,49 +276,6 @@ def _lag_fields(lags: Sequence[LagProducts | None]) -> tuple[tuple[float, ...], 
     columns = list(zip(*((MISSING,) * 4 if one is None else one for one in lags), strict=True))
     numbers = (tuple(p[i] for p in column) for column in columns for i in range(3))
     return *numbers, *(tuple(p.exponent for p in column) for column in columns)
-
-
-def _spacings(params: LongVector) -> list[float]:
-    """2-norm of the distances to the next number, for each array."""
-    return [_spacing_norm(s, dtype) for s, dtype in zip(params.segments, params.dtypes, strict=True)]
-
-
-# Of float64 and float32: integers of their width, the bits of the exponent, eps, and what a sum of squares must exceed
-# for numbers without an exponent (zero, subnormal) not to matter.
-_EXPONENT_BITS = {
-    "float64": (np.uint64, np.uint64(0x7FF << 52), 2.0**-52, 1e-270),
-    "float32": (np.uint32, np.uint32(0xFF << 23), 2.0**-23, 1e-55),
-}
-
-
-def _spacing_norm(segment: NDArray[Any], dtype: str) -> float:
-    total = 0.0
-    # In pieces: no second long vector.
-    pieces = np.nditer(segment, flags=["external_loop", "buffered"], order="K", buffersize=1 << 14)
-    for piece in pieces:
-        total = math.hypot(total, _spacing_norm_of_piece(cast("Any", piece), dtype))
-    return total
-
-
-def _spacing_norm_of_piece(x: NDArray[Any], dtype: str) -> float:
-    """2-norm of the spacings; NaN if one is not finite."""
-    if dtype in _EXPONENT_BITS:  # the spacing is eps times the power of two that is left without the mantissa
-        integer, bits, eps, negligible = _EXPONENT_BITS[dtype]
-        power = (x.view(integer) & bits).view(dtype).astype(np.float64, copy=False)
-        with np.errstate(over="ignore", invalid="ignore"):
-            square = float(power @ power)
-        if negligible < square < math.inf:
-            return eps * math.sqrt(square)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dtype == "bfloat16":  # the exponents of float32 and 16 bits less: the numbers lie 2^16 times wider
-            spacing = np.spacing(np.abs(widened(x, dtype)).astype(np.float32)) * np.float64(65536)
-        else:
-            spacing = np.spacing(np.abs(x)).astype(np.float64)
-    largest = float(spacing.max())
-    if not math.isfinite(largest):
-        return NAN
-    spacing /= largest  # squares of subnormal numbers would vanish
-    return largest * math.sqrt(float(spacing @ spacing))
 
 
 def difference(after: LongVector, before: LongVector) -> LongVector:
