@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steepest.plot.draw import draw_curves, draw_marks, finish
 from steepest.plot.series import (
     ALL,
     GRADIENT,
     MAX_POINTS,
     Axis,
+    Band,
     Curve,
     Marks,
     binned,
     curves,
-    draw_curves,
-    draw_marks,
-    finish,
     marks_of,
     select,
 )
@@ -81,6 +80,7 @@ def angle_data(
     blocks: Sequence[str] | str | None = (ALL,),
     null: str = "sign_flip",
     max_points: int = MAX_POINTS,
+    band: Band = "range",
 ) -> AngleData:
     """What :func:`angle` draws.
 
@@ -96,7 +96,9 @@ def angle_data(
         What is random about a random update: the signs of its products with the gradient (wider for sparse gradients),
         or its direction.
     max_points : int
-        Longer runs are drawn as the median and the range of consecutive rows.
+        Longer runs are drawn as medians of consecutive rows.
+    band : {'range', 'quartiles'}
+        What is shaded of such a run: all of its values, or the middle half of them.
 
     Returns
     -------
@@ -106,7 +108,7 @@ def angle_data(
     Raises
     ------
     ValueError
-        No such run, block, axis or null.
+        No such run, block, axis, null or band.
     """
     if null not in ("sign_flip", "isotropic"):
         raise ValueError(f"expected null to be 'sign_flip' or 'isotropic', got {null!r}")
@@ -119,7 +121,7 @@ def angle_data(
     marks = [mark for item in selected if item.block == ALL for mark in marks_of(item, x, None)]
     return AngleData(
         x=x,
-        angle=curves(selected, "psi", x, max_points, 180.0 / np.pi),
+        angle=curves(selected, "psi", x, max_points, band, 180.0 / np.pi),
         null_low=tuple(90.0 - width for width in half_widths),
         null_high=tuple(90.0 + width for width in half_widths),
         floor=tuple(floors),
@@ -138,6 +140,7 @@ def angle(
     blocks: Sequence[str] | str | None = (ALL,),
     null: str = "sign_flip",
     max_points: int = MAX_POINTS,
+    band: Band = "range",
 ) -> Axes:
     """Draw the angle psi between -grad and update.
 
@@ -158,7 +161,9 @@ def angle(
     null : {'sign_flip', 'isotropic'}
         See :func:`angle_data`.
     max_points : int
-        Longer runs are drawn as the median and, shaded, the range of consecutive rows.
+        Longer runs are drawn as medians of consecutive rows, shaded by their spread.
+    band : {'range', 'quartiles'}
+        What is shaded of such a run: all of its values, or the middle half of them.
 
     Returns
     -------
@@ -183,7 +188,7 @@ def angle(
     'angle psi (degrees)'
     """
     matplotlib = import_matplotlib()
-    data = angle_data(source, x=x, runs=runs, blocks=blocks, null=null, max_points=max_points)
+    data = angle_data(source, x=x, runs=runs, blocks=blocks, null=null, max_points=max_points, band=band)
     with matplotlib.rc_context(STYLE):
         if ax is None:
             ax = new_axes(1, 4.6)[0]
@@ -207,7 +212,7 @@ def angle(
                 ax.plot(curve.x, floor, color=colour, linestyle=":", linewidth=0.9, label=named)
                 ax.fill_between(curve.x, 0.0, floor, color=colour, alpha=0.08, linewidth=0)
                 named = "_"
-        draw_marks(ax, data.marks)
+        draw_marks(ax, data.marks, list(dict.fromkeys(curve.run for curve in data.angle)))
         highest = max((float(np.nanmax(c.high)) for c in data.angle if np.isfinite(c.high).any()), default=90.0)
         ax.set_ylim(0.0, 180.0 if highest > 135.0 else 135.0 if highest > 97.0 else 100.0)
         ax.set_yticks(np.arange(0.0, ax.get_ylim()[1] + 1.0, 30.0 if highest <= 97.0 else 45.0))

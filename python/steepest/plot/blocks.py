@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest.plot.series import GRADIENT, Axis, Selected, axis_label, bins_of, literal, logarithmic, one_run, shortened
+from steepest.plot.draw import axis_label
+from steepest.plot.series import GRADIENT, Axis, Selected, bins_of, literal, logarithmic, one_run, shortened
 from steepest.plot.style import STYLE, VERMILION, import_matplotlib, new_axes
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def blocks(
     """Draw the angle between -grad and update of every block: one row a block, one column a step or part of the run.
 
     Dark is gradient descent, bright is far from it, red is an ascent of that block (90 degrees and more), grey has no
-    angle. A dot marks cells in which some steps are not ok.
+    angle. A dot marks cells in which some steps are not ok, the darker
+    the more of them.
 
     Parameters
     ----------
@@ -149,10 +151,10 @@ def blocks(
             cmap=colours, vmin=0.0, vmax=below, rasterized=True, linewidth=0,
         )  # fmt: skip
         rows, columns = np.nonzero((data.not_ok > 0.0) & (data.psi < 90.0))
-        on_dark = data.psi[rows, columns] < 45.0
-        for chosen, colour in ((on_dark, "white"), (~on_dark, "black")):
-            dots = {"linestyle": "none", "marker": "o", "markersize": 1.4, "color": colour, "rasterized": True}
-            ax.plot(data.place[columns[chosen]], rows[chosen] + 0.5, **cast("Any", dots))
+        if len(rows):
+            inks = np.where(data.psi[rows, columns] < 45.0, "white", "black")
+            colours_of = matplotlib.colors.to_rgba_array(inks, data.not_ok[rows, columns])
+            ax.scatter(data.place[columns], rows + 0.5, s=2.0, linewidths=0, c=colours_of, rasterized=True)
         ax.invert_yaxis()
         every = -(-len(data.blocks) // _NAMED_ROWS)
         ax.set_yticks(

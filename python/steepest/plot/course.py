@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from steepest.plot.draw import draw_curves, draw_marks, finish
 from steepest.plot.series import (
     ALL,
     MAX_POINTS,
     Axis,
+    Band,
     Curve,
     Marks,
     curves,
-    draw_curves,
-    draw_marks,
-    finish,
     logarithmic,
     marks_of,
     select,
@@ -66,6 +65,7 @@ def cond_data(
     runs: Sequence[str] | None = None,
     blocks: Sequence[str] | str | None = (ALL,),
     max_points: int = MAX_POINTS,
+    band: Band = "range",
 ) -> CondData:
     """What :func:`cond` draws.
 
@@ -78,7 +78,9 @@ def cond_data(
     runs, blocks : sequence of str, optional
         By name; all runs, and the whole vector, by default. ``blocks=None`` takes every block.
     max_points : int
-        Longer runs are drawn as the median and the range of consecutive rows.
+        Longer runs are drawn as medians of consecutive rows.
+    band : {'range', 'quartiles'}
+        What is shaded of such a run: all of its values, or the middle half of them.
 
     Returns
     -------
@@ -88,9 +90,9 @@ def cond_data(
     Raises
     ------
     ValueError
-        No such run, block or axis.
+        No such run, block, axis or band.
     """
-    return CondData(x, curves(select(source, runs, blocks), "cond_min", x, max_points))
+    return CondData(x, curves(select(source, runs, blocks), "cond_min", x, max_points, band))
 
 
 def cond(
@@ -101,6 +103,7 @@ def cond(
     runs: Sequence[str] | None = None,
     blocks: Sequence[str] | str | None = (ALL,),
     max_points: int = MAX_POINTS,
+    band: Band = "range",
 ) -> Axes:
     """Draw the least condition number that a metric of each step can have; 1 is gradient descent.
 
@@ -117,7 +120,9 @@ def cond(
     runs, blocks : sequence of str, optional
         By name; all runs, and the whole vector, by default. ``blocks=None`` takes every block.
     max_points : int
-        Longer runs are drawn as the median and, shaded, the range of consecutive rows.
+        Longer runs are drawn as medians of consecutive rows, shaded by their spread.
+    band : {'range', 'quartiles'}
+        What is shaded of such a run: all of its values, or the middle half of them.
 
     Returns
     -------
@@ -132,7 +137,7 @@ def cond(
         As :func:`cond_data`.
     """
     matplotlib = import_matplotlib()
-    data = cond_data(source, x=x, runs=runs, blocks=blocks, max_points=max_points)
+    data = cond_data(source, x=x, runs=runs, blocks=blocks, max_points=max_points, band=band)
     with matplotlib.rc_context(STYLE):
         if ax is None:
             ax = new_axes(1, 4.6)[0]
@@ -181,6 +186,7 @@ def speed_data(
     runs: Sequence[str] | None = None,
     blocks: Sequence[str] | str | None = (ALL,),
     max_points: int = MAX_POINTS,
+    band: Band = "range",
 ) -> SpeedData:
     """What :func:`speed` draws.
 
@@ -196,7 +202,9 @@ def speed_data(
     runs, blocks : sequence of str, optional
         By name; all runs, and the whole vector, by default. ``blocks=None`` takes every block.
     max_points : int
-        Longer runs are drawn as the median and the range of consecutive rows.
+        Longer runs are drawn as medians of consecutive rows.
+    band : {'range', 'quartiles'}
+        What is shaded of such a run: all of its values, or the middle half of them.
 
     Returns
     -------
@@ -206,7 +214,7 @@ def speed_data(
     Raises
     ------
     ValueError
-        No such run, block, axis or `what`.
+        No such run, block, axis, band or `what`.
     """
     selected = select(source, runs, blocks)
     if what is None:
@@ -217,12 +225,12 @@ def speed_data(
         parts = [
             tuple(
                 replace(curve, label=f"{curve.label} · {part}" if len(selected) > 1 else part)
-                for curve in curves(selected, f"distance_{part}", x, max_points)
+                for curve in curves(selected, f"distance_{part}", x, max_points, band)
             )
             for part in ("bulk", "plane")
         ]
         return SpeedData(x, what, parts[0], parts[1], ())
-    return SpeedData(x, what, (), (), curves(selected, what, x, max_points))
+    return SpeedData(x, what, (), (), curves(selected, what, x, max_points, band))
 
 
 def speed(
@@ -234,6 +242,7 @@ def speed(
     runs: Sequence[str] | None = None,
     blocks: Sequence[str] | str | None = (ALL,),
     max_points: int = MAX_POINTS,
+    band: Band = "range",
 ) -> Axes:
     """Draw how far the metric moves from each step to the next.
 
@@ -253,7 +262,9 @@ def speed(
     runs, blocks : sequence of str, optional
         By name; all runs, and the whole vector, by default. ``blocks=None`` takes every block.
     max_points : int
-        Longer runs are drawn as the median and, shaded, the range of consecutive rows.
+        Longer runs are drawn as medians of consecutive rows, shaded by their spread.
+    band : {'range', 'quartiles'}
+        What is shaded of such a run: all of its values, or the middle half of them.
 
     Returns
     -------
@@ -268,7 +279,7 @@ def speed(
         As :func:`speed_data`.
     """
     matplotlib = import_matplotlib()
-    data = speed_data(source, what=what, x=x, runs=runs, blocks=blocks, max_points=max_points)
+    data = speed_data(source, what=what, x=x, runs=runs, blocks=blocks, max_points=max_points, band=band)
     with matplotlib.rc_context(STYLE):
         if ax is None:
             ax = new_axes(1, 4.6)[0]
@@ -320,6 +331,7 @@ def loss_data(
     runs: Sequence[str] | None = None,
     block: str = ALL,
     max_points: int = MAX_POINTS,
+    band: Band = "range",
 ) -> LossData:
     """What :func:`loss` draws.
 
@@ -334,7 +346,9 @@ def loss_data(
     block : str
         Whose statuses are marked.
     max_points : int
-        Longer runs are drawn as the median and the range of consecutive rows.
+        Longer runs are drawn as medians of consecutive rows.
+    band : {'range', 'quartiles'}
+        What is shaded of such a run: all of its values, or the middle half of them.
 
     Returns
     -------
@@ -344,12 +358,12 @@ def loss_data(
     Raises
     ------
     ValueError
-        No such run, block or axis.
+        No such run, block, axis or band.
     """
     if x == "loss":
         raise ValueError("expected x to be 'step' or 'time': the loss is what is drawn")
     selected = select(source, runs, block)
-    drawn = curves(selected, "loss", x, max_points)
+    drawn = curves(selected, "loss", x, max_points, band)
     marks = tuple(mark for item in selected for mark in marks_of(item, x, item.analysis["loss"]))
     values = [np.asarray(item.analysis["loss"], dtype=np.float64) for item in selected]
     return LossData(x, drawn, marks, logarithmic(np.concatenate([*values, np.empty(0)])))
@@ -363,6 +377,7 @@ def loss(
     runs: Sequence[str] | None = None,
     block: str = ALL,
     max_points: int = MAX_POINTS,
+    band: Band = "range",
 ) -> Axes:
     """Draw the loss, with a mark wherever the status of a step is not ok.
 
@@ -379,8 +394,10 @@ def loss(
     block : str
         Whose statuses are marked.
     max_points : int
-        Longer runs are drawn as the median and, shaded, the range of consecutive rows; marks stand for parts of the
+        Longer runs are drawn as medians of consecutive rows, shaded by their spread; marks stand for parts of the
         axis, and the legend counts the steps.
+    band : {'range', 'quartiles'}
+        What is shaded of such a run: all of its values, or the middle half of them.
 
     Returns
     -------
@@ -395,7 +412,7 @@ def loss(
         As :func:`loss_data`.
     """
     matplotlib = import_matplotlib()
-    data = loss_data(source, x=x, runs=runs, block=block, max_points=max_points)
+    data = loss_data(source, x=x, runs=runs, block=block, max_points=max_points, band=band)
     with matplotlib.rc_context(STYLE):
         if ax is None:
             ax = new_axes(1, 4.6)[0]
@@ -404,7 +421,7 @@ def loss(
             ax.set_yscale("log")
         if not any(np.isfinite(curve.value).any() for curve in data.loss):
             ax.text(0.5, 0.5, "no loss recorded", transform=ax.transAxes, ha="center", va="center", color=VERMILION)
-        draw_marks(ax, data.marks)
+        draw_marks(ax, data.marks, [curve.run for curve in data.loss])
         ax.set_ylabel("loss")
         finish(ax, select(source, runs, block), x)
     return ax

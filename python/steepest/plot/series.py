@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest.plot.style import MARKS, line_style, put_legend, tidy
-
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from steepest.analysis import Analysis, RunAnalysis
 
-    Source = Analysis | RunAnalysis
+    Source: TypeAlias = Analysis | RunAnalysis
 
 __all__ = [
     "GRADIENT",
     "Axis",
+    "Band",
     "Curve",
     "Marks",
     "Selected",
     "curves",
-    "draw_curves",
-    "draw_marks",
-    "finish",
     "marks_of",
     "one_run",
     "select",
 ]
 
 Axis = Literal["step", "loss", "time"]
+Band = Literal["range", "quartiles"]
 FloatArray = NDArray[np.float64]
 ALL = "(all)"
 MAX_POINTS = 400
@@ -45,7 +39,6 @@ GRADIENT = {
     "evaluation": "a separately evaluated gradient",
     "estimate": "an estimated gradient",
 }
-_SECONDS_SINCE_1970 = 1e8  # a time larger than this is a clock's
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,8 @@ class Curve:
     x : ndarray, shape (k,), float64
         Place on the axis.
     value, low, high : ndarray, shape (k,), float64
-        Median, least and largest value of the rows that a point stands for; NaN where none has a value.
+        Median of the rows that a point stands for, and their least and largest value or, with ``band="quartiles"``,
+        their quartiles; NaN where none has a value.
     rows : ndarray, shape (k,), int64
         How many rows a point stands for: 1 everywhere unless the run is longer than `max_points`.
     connected : bool
@@ -89,6 +83,8 @@ class Marks:
         How many steps have this status.
     x, y : ndarray, shape (k,), float64
         At most one mark for each part of the axis; y is NaN (drawn at the lower edge) where the curve has no value.
+    share : ndarray, shape (k,), float64
+        Of the steps in that part of the axis how many have the status; the fewer, the paler the mark.
     """
 
     run: str
@@ -96,6 +92,7 @@ class Marks:
     steps: int
     x: FloatArray
     y: FloatArray
+    share: FloatArray
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class Selected:
     def values(self, name: str) -> NDArray[Any]:
         """The column of this block, or of the run."""
         array = self.analysis[name]
-        return array if array.ndim == 1 else cast("NDArray[Any]", array[:, self.column])
+        return array if array.ndim == 1 else array[:, self.column]
 
 
 def runs_of(source: Source) -> dict[str, RunAnalysis]:
@@ -283,27 +280,33 @@ class Bins:
         """How many rows each point stands for."""
         return np.diff(np.append(self.starts, len(self.order)))
 
+    def parts(self, values: NDArray[Any]) -> list[FloatArray]:
+        """The known values of each bin."""
+        ordered = np.asarray(values, dtype=np.float64)[self.order]
+        return [part[~np.isnan(part)] for part in np.split(ordered, self.starts[1:])]
+
     def medians(self, values: NDArray[Any]) -> FloatArray:
         """Median of each bin, NaN where there is no value."""
-        sorted_values = np.asarray(values, dtype=np.float64)[self.order]
-        if len(self.starts) == len(sorted_values):
-            return sorted_values
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a bin without values
-            return np.array([np.nanmedian(part) for part in np.split(sorted_values, self.starts[1:])])
+        if len(self.starts) == len(self.order):
+            return np.asarray(values, dtype=np.float64)[self.order]
+        return np.array([np.median(part) if len(part) else np.nan for part in self.parts(values)])
 
-    def ranges(self, values: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        """Least and largest value of each bin."""
-        sorted_values = np.asarray(values, dtype=np.float64)[self.order]
-        if not len(sorted_values):
-            return sorted_values, sorted_values
-        return np.fmin.reduceat(sorted_values, self.starts), np.fmax.reduceat(sorted_values, self.starts)
+    def band(self, values: NDArray[Any], band: Band) -> tuple[FloatArray, FloatArray]:
+        """Least and largest value of each bin, or its quartiles."""
+        if len(self.starts) == len(self.order):
+            each = np.asarray(values, dtype=np.float64)[self.order]
+            return each, each
+        ends = [0.0, 1.0] if band == "range" else [0.25, 0.75]
+        found = [np.quantile(part, ends) if len(part) else (np.nan, np.nan) for part in self.parts(values)]
+        low, high = np.array(found).T
+        return low, high
 
-    def first_of(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Of each bin with chosen rows the first such row."""
+    def where(self, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.int64], FloatArray]:
+        """Of each bin with chosen rows the first such row, and the share of the bin's rows that are chosen."""
         rows = np.flatnonzero(chosen[self.order])
         bins = np.searchsorted(self.starts, rows, side="right") - 1
-        return self.order[rows[np.unique(bins, return_index=True)[1]]]
+        there, first, count = np.unique(bins, return_index=True, return_counts=True)
+        return self.order[rows[first]], count / self.rows[there]
 
 
 def bins_of(analysis: RunAnalysis, x: Axis, max_points: int) -> Bins:
@@ -359,7 +362,9 @@ def logarithmic(values: FloatArray) -> bool:
     return bool(len(known) and known.min() > 0.0 and known.max() > 20.0 * known.min())
 
 
-def curves(selected: Sequence[Selected], name: str, x: Axis, max_points: int, factor: float = 1.0) -> tuple[Curve, ...]:
+def curves(
+    selected: Sequence[Selected], name: str, x: Axis, max_points: int, band: Band, factor: float = 1.0
+) -> tuple[Curve, ...]:
     """One column of each run and block as curves.
 
     Parameters
@@ -372,6 +377,8 @@ def curves(selected: Sequence[Selected], name: str, x: Axis, max_points: int, fa
         The axis.
     max_points : int
         Longer runs are thinned: see `Curve`.
+    band : {'range', 'quartiles'}
+        What is shaded of a thinned run.
     factor : float
         Unit of the figure.
 
@@ -379,11 +386,18 @@ def curves(selected: Sequence[Selected], name: str, x: Axis, max_points: int, fa
     -------
     tuple of Curve
         One for each of `selected`.
+
+    Raises
+    ------
+    ValueError
+        Another band.
     """
+    if band not in get_args(Band):
+        raise ValueError(f"expected band to be 'range' or 'quartiles', got {band!r}")
     found = []
     for item, bins in binned(selected, x, max_points):
         values = np.asarray(item.values(name), dtype=np.float64) * factor
-        value, (low, high) = bins.medians(values), bins.ranges(values)
+        value, (low, high) = bins.medians(values), bins.band(values, band)
         found.append(Curve(item.run, item.block, item.label, bins.x, value, low, high, bins.rows, bins.connected))
     return tuple(found)
 
@@ -420,89 +434,7 @@ def marks_of(item: Selected, x: Axis, y: NDArray[Any] | None) -> tuple[Marks, ..
     for kind in np.unique(status):
         if kind == "ok":
             continue
-        rows = bins.first_of(status == kind)
+        rows, share = bins.where(status == kind)
         height = np.full(len(rows), np.nan) if y is None else np.asarray(y, dtype=np.float64)[rows]
-        found.append(Marks(item.run, str(kind), int(np.sum(status == kind)), place[rows], height))
+        found.append(Marks(item.run, str(kind), int(np.sum(status == kind)), place[rows], height, share))
     return tuple(found)
-
-
-def draw_curves(ax: Axes, drawn: Sequence[Curve], *, named: bool | None = None) -> None:
-    """Draw curves, with the range of the rows that a point stands for shaded.
-
-    Parameters
-    ----------
-    ax : Axes
-        Where.
-    drawn : sequence of Curve
-        What.
-    named : bool, optional
-        Whether they enter the legend; by default if there are several.
-    """
-    named = len(drawn) > 1 if named is None else named
-    for position, curve in enumerate(drawn):
-        style = line_style(position)
-        if np.any(curve.rows > 1):
-            ax.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.2, linewidth=0)
-        if curve.connected:
-            marker = {"marker": "."} if np.isfinite(curve.value).sum() == 1 else {}
-        else:
-            sign = "osD^vP"[position % 6]
-            marker, style = {"marker": sign, "markersize": "1.6"}, {"color": style["color"], "linestyle": "none"}
-        ax.plot(curve.x, curve.value, label=curve.label if named else "_", **style, **cast("Any", marker))
-
-
-def draw_marks(ax: Axes, marks: Sequence[Marks]) -> None:
-    """Draw the marks, each status with its sign, and count its steps (of all runs together) in the legend.
-
-    Parameters
-    ----------
-    ax : Axes
-        Where.
-    marks : sequence of Marks
-        What.
-    """
-    for status in dict.fromkeys(mark.status for mark in marks):
-        alike = [mark for mark in marks if mark.status == status]
-        x, y = np.concatenate([mark.x for mark in alike]), np.concatenate([mark.y for mark in alike])
-        steps = sum(mark.steps for mark in alike)
-        sign, colour = MARKS.get(status, MARKS["skipped"])
-        label = f"{status.replace('_', ' ')} ({steps} step{'s' * (steps != 1)})"
-        look: dict[str, Any] = {"linestyle": "none", "marker": sign, "markersize": 4, "color": colour, "zorder": 4}
-        on_curve = np.isfinite(y)
-        ax.plot(x[on_curve], y[on_curve], label=label, **look)
-        edge = np.full(int((~on_curve).sum()), 0.02)
-        ax.plot(x[~on_curve], edge, transform=ax.get_xaxis_transform(), label="_", **look)
-
-
-def finish(ax: Axes, selected: Sequence[Selected], x: Axis, *, legend: bool = True) -> None:
-    """Name the axis, let the loss fall from left to right, and put the legend.
-
-    Parameters
-    ----------
-    ax : Axes
-        Where.
-    selected : sequence of Selected
-        What is drawn.
-    x : {'step', 'loss', 'time'}
-        The axis.
-    legend : bool
-        Whether a legend is drawn if anything has a name.
-    """
-    tidy(ax)
-    ax.set_xlabel(axis_label(selected, x))
-    if x == "loss":
-        if any(logarithmic(axis_values(item.analysis, x)) for item in selected):
-            ax.set_xscale("log")
-        if not ax.xaxis_inverted():
-            ax.invert_xaxis()
-    if legend:
-        put_legend(ax)
-
-
-def axis_label(selected: Sequence[Selected], x: Axis) -> str:
-    if x == "step":
-        return "step"
-    if x == "loss":
-        return "loss (falls to the right)"
-    clock = all(np.nanmin(item.analysis["time"]) > _SECONDS_SINCE_1970 for item in selected)
-    return "time since the first step (s)" if clock else "time"

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["Picture", "block_picture", "overview", "run_pictures"]
 
 _CAPTION = {
-    "loss": "Loss. A sign stands wherever a step is not ok: the legend says what it is, and how many steps it was.",
+    "loss": "Loss. A sign stands where steps are not ok, paler where they are few: the legend says what it is, and how "
+    "many steps it was. Of several runs the signs stand at the top, in the colour of the run.",
     "angle": "Angle between the update and steepest descent. At 0° the rule is gradient descent; above 90° the step "
-    "goes uphill. The grey band is where 95% of random updates would lie. A dotted line, where there is one, is the "
-    "angle below which rounding of the parameters hides it.",
+    "goes uphill. Lines of long runs are medians of consecutive steps, shaded by their spread. The grey band is where "
+    "95% of random updates would lie. A dotted line, where there is one, is the angle below which rounding of the "
+    "parameters hides it.",
     "angle-loss": "The same angles at equal loss, which falls to the right: rules that learn at different speeds are "
     "compared at the same stage of learning.",
     "cond": "Least condition number of a metric that explains the step: how unequally it must weigh the directions. It "
@@ -64,7 +66,7 @@ def overview(runs: Mapping[str, RunAnalysis], max_points: int) -> list[Picture]:
     runs : mapping
         Name -> analysis.
     max_points : int
-        Of a curve, if there are few.
+        Of the curve of a single run.
 
     Returns
     -------
@@ -72,19 +74,22 @@ def overview(runs: Mapping[str, RunAnalysis], max_points: int) -> list[Picture]:
         Those that the data can give.
     """
     source: Any = _Source(dict(runs))
-    points = max(max_points // max(len(runs) // 3, 1), 40)
+    # Several curves in one picture: medians of more steps, and the middle half of them, or nothing can be seen.
+    look: dict[str, Any] = {"max_points": max_points}
+    if len(runs) > 1:
+        look = {"max_points": min(max_points, 60), "band": "quartiles"}
     names = ", ".join(list(runs)[:12])
     drawn: list[tuple[str, Callable[[Axes], object], str]] = []
     if _known(runs, "loss"):
-        drawn.append(("loss", partial(plot.loss, source, max_points=points), "Loss over steps"))
+        drawn.append(("loss", partial(plot.loss, source, **look), "Loss over steps"))
     if _known(runs, "psi"):
-        drawn.append(("angle", partial(plot.angle, source, max_points=points), "Angle over steps"))
+        drawn.append(("angle", partial(plot.angle, source, **look), "Angle over steps"))
         if len(runs) > 1 and all(np.isfinite(run["loss"]).any() for run in runs.values()):
-            draw = partial(plot.angle, source, x="loss", max_points=points)
+            draw = partial(plot.angle, source, x="loss", **look)
             drawn.append(("angle-loss", draw, "Angle at equal loss"))
-        drawn.append(("cond", partial(plot.cond, source, max_points=points), "Condition number over steps"))
+        drawn.append(("cond", partial(plot.cond, source, **look), "Condition number over steps"))
     if all(affordable(run) for run in runs.values()) and _known(runs, "distance"):
-        drawn.append(("speed", partial(plot.speed, source, max_points=points), "Speed of the metric over steps"))
+        drawn.append(("speed", partial(plot.speed, source, **look), "Speed of the metric over steps"))
     height = 3.1 + 0.14 * (len(runs) if len(runs) > 3 else 1)
     return [
         Picture(draw_svg(draw, f"all-{key}", 4.4, height), f"{alt} of {names}", _CAPTION[key])

@@ -49,6 +49,7 @@ class RunSection:
     candidate: str | None
     headline: str
     story: list[str]
+    notes: tuple[str, ...]
     whole: Facts
     blocks: list[BlockSection]
     left_out: int
@@ -122,7 +123,6 @@ def report(analysis: Analysis, path: str | os.PathLike[str], *, title: str | Non
     for max_points, block_figures in _ATTEMPTS:
         page = template.render(
             title=title or _title(runs),
-            notes=list(getattr(analysis, "notes", ())),
             cannot_say=cannot_say(runs, identified=any(identified.values())),
             overview=overview(runs, max_points),
             runs=_runs(runs, known, identified, max_points, block_figures),
@@ -208,6 +208,7 @@ def _runs(
                 candidate=run.candidate,
                 headline=headline(run, whole),
                 story=story(run, whole, {block: known[name][block] for block in named}),
+                notes=run.notes,
                 whole=whole,
                 blocks=blocks,
                 left_out=max(len(named) - _MOST_BLOCKS, 0),
@@ -246,7 +247,7 @@ def _made(run: RunAnalysis) -> dict[str, str]:
 def _plain(item: Any) -> dict[str, str]:
     """The single numbers and words of a result, also those one level down."""
     fields = item.to_dict() if hasattr(item, "to_dict") else dict(item)
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in fields.items():
         inner = value.items() if isinstance(value, Mapping) else ()
         flat |= {f"{name}, {key}": word for key, word in inner} if inner else {name: value}
