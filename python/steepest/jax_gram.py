@@ -138,12 +138,13 @@ def spacing(params: list[jax.Array], dtype: Any) -> tuple[jax.Array, jax.Array]:
     """
     import jax.numpy as jnp
 
-    exponents = []
+    tops, exponents = [], []
     for x in params:
         kind = _FORMATS[x.dtype.name]
+        tops.append(jnp.maximum(_top_exponent([x]), 1 - kind.bias) - kind.fraction)
         exponents.append(jnp.maximum(_exponent_field(_bits(x.ravel()), kind), 1) - kind.bias - kind.fraction)
-    top = jnp.stack([e.max() for e in exponents]).max()
-    bad = jnp.stack([_top_exponent([x]) == NONFINITE for x in params]).any()
+    top = jnp.stack(tops).max()
+    bad = top > NONFINITE // 2
     squares = [_chain_sum((_power_of_two(2 * (e - top), jnp.dtype(dtype)),))[0] for e in exponents]
     return jnp.where(bad, jnp.nan, sum(squares)), jnp.where(bad, NONFINITE, top)
 

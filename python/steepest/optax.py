@@ -109,7 +109,8 @@ def track(
     is float64), with a rigorous bound of about (log n)^2 u^2 |grad||update|; see `steepest.jax_gram`. In float32
     angles below some 2e-7 rad, its own rounding, are not resolved. Nothing crosses to the host.
 
-    The inner products cost about 60 operations an element. The state works under jit, ``lax.scan``, ``lax.cond``, with
+    The inner products cost about 60 operations an element: on a CPU about as long as a few steps of Adam, some 5 to 10
+    ns an element on two cores. The state works under jit, ``lax.scan``, ``lax.cond``, with
     donated buffers (without donation jit copies the buffers in each call) and under vmap, where `read` takes one
     member at a time. Sharded arrays may be gathered.
 
@@ -165,17 +166,20 @@ def track(
 
     def update(grads: Any, state: TrackState, params: Any = None, **extra: Any) -> tuple[Any, TrackState]:
         updates, inner_state = inner.update(grads, state.inner, params, **extra)
-        seen = grads, updates, params
+        y, g, p = grads, updates, params
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree_util.tree_leaves((grads, state.inner, params)))
         if bit_identical and traced:
-            copies = jax.lax.optimization_barrier((grads, state.inner, params))
-            seen = copies[0], inner.update(*copies, **extra)[0], copies[2]
+            y, before, p = jax.lax.optimization_barrier((grads, state.inner, params))
+            g = inner.update(y, before, p, **extra)[0]
+
+        def measure() -> tuple[Any, Any]:
+            return _measure(y, g, p, state, blocks)
+
         due = state.count % every == 0
         if every == 1 or (bit_identical and traced):
-            floats, integers = _measure(*seen, state, blocks)
+            floats, integers = measure()
         else:
-            last = state.floats[0], state.integers[0]
-            floats, integers = jax.lax.cond(due, lambda seen: _measure(*seen, state, blocks), lambda _: last, seen)
+            floats, integers = jax.lax.cond(due, measure, lambda: (state.floats[0], state.integers[0]))
         loss = jnp.asarray(jnp.nan if extra.get("value") is None else extra["value"])
         # An index behind the end is dropped.
         at = jnp.where(due, (state.count // every) % state.step.shape[0], state.step.shape[0])
