@@ -449,7 +449,7 @@ class Recording:
             f"objective {self.objective!r}, gradient from the {self.gradient_source}"
             + ", update is a rate" * self.rate
             + ", in units of the parameters" * self.info.scaled
-            + ", with vectors" * self.has_vectors
+            + ", with vectors" * (self.info.keep == "vectors")
             + f", resumed {resumed} times" * (resumed > 0)
             + ")"
         )
