@@ -320,6 +320,41 @@ def test_npz_is_not_loaded_as_a_whole(tmp_path, save):
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_the_vectors_stay_in_the_source(tmp_path, save):
+    params, grad, loss = run(4)
+    path = tmp_path / "run.npz"
+    save(path, loss=loss, **{f"params/{k}": x for k, x in params.items()}, **{f"grad/{k}": x for k, x in grad.items()})
+    found, expected = record_source(path), steepest.recording(params=params, grad=grad, loss=loss)
+    for t in (0, 1, 2, 4, 1, 5):  # ascending, back, and the state after the last update
+        ours, theirs = found.vectors(t), expected.vectors(t)
+        for field in ("params", "grad", "update"):
+            a, b = getattr(ours, field), getattr(theirs, field)
+            assert (a is None) == (b is None)
+            for name in b or ():
+                np.testing.assert_array_equal(a[name], b[name])
+                assert a[name].dtype == b[name].dtype
+    record_source(path, keep="vectors").save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="expected keep"):
+        record_source(path, keep="everything")
+    path.unlink()
+    opened = steepest.Recording.open(tmp_path / "saved")
+    for t in range(STEPS - 1):
+        np.testing.assert_array_equal(opened.vectors(t).update["layer.bias"], updates(params)["layer.bias"][t])
+    with pytest.raises(ValueError, match=r"is a recording: .*Recording\.open"):
+        open_source(tmp_path / "saved")
+
+
+def test_bfloat16_checkpoints_have_vectors(tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("ml_dtypes")
+    steps = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for t, x in enumerate(steps):
+        torch.save({"w": x}, tmp_path / f"{t}.pt")
+    update = record_source(tmp_path).vectors(0).update["w"]
+    np.testing.assert_array_equal(update, (steps[1].double() - steps[0].double()).numpy())
+
+
 def test_npz_that_does_not_fit(tmp_path):
     path = tmp_path / "run.npz"
     np.savez(path, weights=np.zeros((3, 2)))

@@ -32,8 +32,9 @@ def compare(
     -------
     list of dict
         block, family, parameters, status, r2, r2_low, r2_high, r2_reverse; `gain_low`, `gain_high`: 95% interval of
-        how much the best richer family adds, resampling the same steps of both (NaN for the richest); `chosen`: whether this is the simplest
-        family that no richer one beats by more than the margin, and predicts better than M = 0 does.
+        how much the best richer family adds, resampling the same steps of both (NaN for the richest); `chosen`:
+        whether this is the simplest family that no richer one beats by more than the margin, if its interval is above
+        0.
 
     Raises
     ------

@@ -204,6 +204,10 @@ def _notes(family: Family, run: Steps, fitted: Fitted, place: int) -> list[str]:
         notes.append(
             f"{clipped} of {size} parameters move uphill on the whole: no positive element fits them, and theirs is 0"
         )
+    if run.scaled and family == "scalar":
+        notes.append("in the units of the recording's scale: M is m/scale^2, element by element")
+    elif run.scaled:
+        notes.append("in the units of the parameters as they are, not in those of the recording's scale")
     if run.gradient_source == "rule":
         notes.append(
             "the gradient is the one that the rule consumed: a rule that rescales it element by element is diagonal by "

@@ -14,7 +14,7 @@ from steepest.arrays import ArrayOrMapping, Layout, LongVector
 from steepest.recorder import Recorder
 from steepest.recording import Recording
 from steepest.row_format import ALL, STATUS_CODE, check_names
-from steepest.step_rows import difference, ordered
+from steepest.step_rows import ordered
 
 __all__ = ["PairStep", "Steps", "products_of", "steps_of"]
 
@@ -60,6 +60,8 @@ class Steps:
         Where the gradients come from, None if it was not said.
     pairs : callable
         ``pairs(vectors)`` iterates over the steps once, with their vectors or without.
+    scaled : bool
+        Whether the products, unlike the vectors, are in the units of a recording's `scale`.
     """
 
     layout: Layout
@@ -67,6 +69,7 @@ class Steps:
     has_vectors: bool
     gradient_source: str | None
     pairs: Callable[[bool], Iterator[PairStep]]
+    scaled: bool = False
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -125,13 +128,12 @@ def steps_of(x: Any, grad: Any, update: Any, count: int | None) -> Steps:
 
 
 def _of_recording(rec: Recording) -> Steps:
-    if getattr(rec, "candidates", None) is not None:
+    if rec.candidates is not None:
         raise ValueError(
             f"expected a recording of one loss, got the candidates {list(rec.candidates)}: pass "
             "recording.candidate(name)"
         )
     known = np.flatnonzero(rec.rows["status"][:, 0] <= STATUS_CODE["nonfinite"])
-    has_vectors = bool(getattr(rec, "has_vectors", False))
 
     def pairs(vectors: bool) -> Iterator[PairStep]:
         for index in known:
@@ -144,19 +146,13 @@ def _of_recording(rec: Recording) -> Steps:
                 continue
             stored = rec.vectors(number)
             y = ordered(stored.grad, "grad", rec.info.layout)
-            if stored.update is not None:
-                g = ordered(stored.update, "update", rec.info.layout)
-            else:  # the recording formed it when the products were taken
-                after, before = (
-                    ordered(rec.vectors(k).params, "params", rec.info.layout) for k in (number + 1, number)
-                )
-                g = difference(after, before)
+            g = ordered(stored.update, "update", rec.info.layout)
             yield PairStep(number, products, exponents, y, g)
 
-    return Steps(rec.info.layout, len(known), has_vectors, rec.gradient_source, pairs)
+    return Steps(rec.info.layout, len(known), rec.has_vectors, rec.gradient_source, pairs, rec.info.scaled)
 
 
-def _whole(grad: ArrayOrMapping, update: ArrayOrMapping) -> tuple[Iterable[tuple[Any, Any]], int]:
+def _whole(grad: ArrayOrMapping, update: ArrayOrMapping) -> tuple[Iterable[Any], int]:
     """Pairs of views of whole arrays."""
     if isinstance(grad, Mapping) != isinstance(update, Mapping):
         raise TypeError(f"expected grad and update of one kind, got {type(grad).__name__} and {type(update).__name__}")
@@ -179,7 +175,7 @@ def _whole(grad: ArrayOrMapping, update: ArrayOrMapping) -> tuple[Iterable[tuple
     return ((at(grad, t), at(update, t)) for t in range(updates)), updates
 
 
-def _of_pairs(given: Iterable[tuple[Any, Any]], total: int) -> Steps:
+def _of_pairs(given: Iterable[Any], total: int) -> Steps:
     if total < 1:
         raise ValueError(f"expected at least one pair (grad, update), got {total}")
     source = iter(given)
@@ -199,13 +195,13 @@ def _of_pairs(given: Iterable[tuple[Any, Any]], total: int) -> Steps:
                 raise ValueError(f"expected {name} at step {number} to be {wanted}, got {x.layout}")
         return y, g
 
-    first = read(0, None)
-    layout = first[0].layout
+    pending = [read(0, None)]
+    layout = pending[0][0].layout
     check_names(layout)
 
     def pairs(vectors: bool) -> Iterator[PairStep]:
         for t in range(total):
-            y, g = first if t == 0 else read(t, layout)
+            y, g = pending.pop() if pending else read(t, layout)
             products, exponents = products_of(y, g)
             kept = (y, g) if vectors else (None, None)
             yield PairStep(t, products, exponents, *kept)

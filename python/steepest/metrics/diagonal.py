@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ __all__ = ["DiagonalMetric"]
 
 
 class DiagonalMetric(Metric):
-    """``M = factor * diag(d)``, or ``factor * I`` without d; every function of it is taken element by element.
+    """``M = diag(d)``, or ``factor * I`` without d; every function of it is taken element by element.
 
     Parameters
     ----------
@@ -26,7 +27,7 @@ class DiagonalMetric(Metric):
     d : list of ndarray, optional
         Float64, one array for each of the layout, positive and finite; kept, not copied.
     factor : float
-        Positive and finite.
+        Positive and finite; 1 beside `d`.
     positive_definite : bool
         False for a logarithm, whose elements may have any sign.
 
@@ -63,9 +64,7 @@ class DiagonalMetric(Metric):
         return self._factor if self._d is None else math.nan
 
     def _elements(self) -> list[NDArray[np.float64]]:
-        if self._d is None:
-            return [np.full(shape, self._factor) for shape in self._layout.shapes]
-        return self._d if self._factor == 1.0 else [self._factor * x for x in self._d]
+        return [np.full(shape, self._factor) for shape in self._layout.shapes] if self._d is None else self._d
 
     def _apply(self, x: list[Segment], out: list[Segment], columns: bool) -> None:
         _core.Operator([], [], [], np.zeros((0, 0)), 0, self._factor, self._d).apply(x, out, columns=columns)
@@ -74,23 +73,25 @@ class DiagonalMetric(Metric):
         self._require_definite("power")
         if not math.isfinite(p):
             raise ValueError(f"expected a finite power, got {p}")
-        d = None if self._d is None else [x**p for x in self._d]
-        return DiagonalMetric(self._layout, d, math.pow(self._factor, p))
+        return self._mapped(lambda x: x**p)
 
     def log(self) -> DiagonalMetric:
         self._require_definite("log")
-        if self._d is None:
-            return DiagonalMetric(self._layout, None, math.log(self._factor), positive_definite=False)
-        d = [np.log(x) + math.log(self._factor) for x in self._d]
-        return DiagonalMetric(self._layout, d, positive_definite=False)
+        return self._mapped(np.log, definite=False)
 
     def _scaled(self, factor: float) -> DiagonalMetric:
-        return DiagonalMetric(self._layout, self._d, self._factor * factor, positive_definite=self.positive_definite)
+        return self._mapped(lambda x: factor * x, definite=self.positive_definite)
+
+    def _mapped(self, f: Callable[[Any], Any], definite: bool = True) -> DiagonalMetric:
+        """Another long vector, of f of each element."""
+        if self._d is None:
+            return DiagonalMetric(self._layout, None, float(f(self._factor)), positive_definite=definite)
+        return DiagonalMetric(self._layout, [f(x) for x in self._d], positive_definite=definite)
 
     def _extremes(self) -> tuple[float, float]:
         if self._d is None:
             return self._factor, self._factor
-        ends = [self._factor * f(x) for x in self._d for f in (np.min, np.max)]
+        ends = [f(x) for x in self._d for f in (np.min, np.max)]
         return float(min(ends)), float(max(ends))
 
     def spectrum(self) -> Spectrum:
@@ -106,13 +107,14 @@ class DiagonalMetric(Metric):
 
     def logdet(self) -> float:
         self._require_definite("logdet")
-        own = self.size * math.log(self._factor)
-        return own if self._d is None else own + math.fsum(float(np.log(x).sum()) for x in self._d)
+        if self._d is None:
+            return self.size * math.log(self._factor)
+        return math.fsum(float(np.log(x).sum()) for x in self._d)
 
     def trace(self) -> float:
         if self._d is None:
             return self._factor * self.size
-        return self._factor * math.fsum(float(x.sum()) for x in self._d)
+        return math.fsum(float(x.sum()) for x in self._d)
 
     def _diagonal(self) -> list[NDArray[np.float64]]:
         return [x.copy() for x in self._elements()]

@@ -95,6 +95,8 @@ def open_source(
         raise FileNotFoundError(
             f"expected a folder of checkpoints, an .npz, zarr or netCDF file, got nothing at {path}"
         )
+    if (path / "meta.json").is_file() and (path / "records.bin").is_file():
+        raise ValueError(f"{path} is a recording: open it with steepest.Recording.open")
     if path.is_dir() and not is_zarr(path):
         return CheckpointFolder(path, files, number, params)
     _refuse(files, number, str(path))

@@ -12,9 +12,11 @@ import numpy as np
 from steepest.progress import shown
 from steepest.recorder import Recorder
 from steepest.recording import Recording
-from steepest.row_format import GradientSource, Objective
+from steepest.row_format import GradientSource, Keep, Objective
 from steepest.sources.opening import open_source
-from steepest.sources.source import Source
+from steepest.sources.source import Source, SourceStep
+from steepest.step_rows import difference, ordered
+from steepest.vector_store import StoredStep, as_arrays
 
 __all__ = ["record_source"]
 
@@ -26,6 +28,7 @@ def record_source(
     gradient_source: GradientSource = "rule",
     rate: bool = False,
     lag: int = 1,
+    keep: Keep = "scalars",
     params: str | Sequence[str] | None = None,
     files: str | None = None,
     number: str | None = None,
@@ -45,6 +48,8 @@ def record_source(
         The stored update is d theta/dt. A stored time alone does not say so.
     lag : int
         With how many of the steps before it each step has inner products.
+    keep : {'scalars', 'vectors'}
+        Whether `Recording.save` copies the vectors into its folder. They are read from the source otherwise.
     params, files, number
         See `open_source`.
     progress : bool
@@ -53,7 +58,8 @@ def record_source(
     Returns
     -------
     Recording
-        In memory; `Recording.save` writes it. Steps are numbered 0, 1, ... as by `recording`; `Source.numbers` has
+        In memory; `Recording.save` writes it. `Recording.vectors` reads the source, which stays open (a `Source` that
+        was handed in must not be closed before). Steps are numbered 0, 1, ... as by `recording`; `Source.numbers` has
         those of checkpoints.
 
     Raises
@@ -78,14 +84,39 @@ def record_source(
     """
     opened = open_source(source, params=params, files=files, number=number)
     try:
-        return _recorded(opened, objective, gradient_source, rate, lag, progress)
-    finally:
+        return _recorded(opened, objective, gradient_source, rate, lag, keep, progress)
+    except BaseException:
         if opened is not source:
             opened.close()
+        raise
+
+
+class _Vectors:
+    """Reads the vectors of a step from the source; in ascending order each step once."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._next: tuple[int, SourceStep] | None = None  # params of the step after the last one
+
+    def __call__(self, t: int) -> StoredStep:
+        step = self._next[1] if self._next is not None and self._next[0] == t else self._source.step(t)
+        update = step.update
+        if "update" not in self._source.fields and t + 1 < len(self._source):
+            after = self._source.step(t + 1)
+            self._next = t + 1, after
+            before = ordered(step.params, "params", None)
+            update = as_arrays(difference(ordered(after.params, "params", before.layout), before))
+        return StoredStep(step.params, step.grad, update)
 
 
 def _recorded(
-    source: Source, objective: Objective, gradient_source: GradientSource, rate: bool, lag: int, progress: bool
+    source: Source,
+    objective: Objective,
+    gradient_source: GradientSource,
+    rate: bool,
+    lag: int,
+    keep: Keep,
+    progress: bool,
 ) -> Recording:
     differences = "update" not in source.fields
     if rate and differences:
@@ -115,4 +146,4 @@ def _recorded(
     found = recorder.recording()
     rows = np.array(found.rows)
     rows["time"] = np.array(times)[:, None]  # of the run, not of reading it
-    return Recording(replace(found.info, rate=bool(rate)), rows)
+    return Recording(replace(found.info, rate=bool(rate), keep=keep), rows, _Vectors(source))
