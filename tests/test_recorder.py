@@ -5,11 +5,14 @@ Run as a script, this file is the process that is killed.
 
 from __future__ import annotations
 
-import contextlib
+import itertools
+import json
 import math
 import os
+import pickle
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -140,6 +143,209 @@ def test_lag_bridges_neither_skips_nor_gaps() -> None:
     assert np.isnan(found["lag_gy"][:, 0, 0]).tolist() == [True, False, True, True, True, False]
     assert found.status[:, 0].tolist()[2] == "skipped"
     assert found.status[:, 0].tolist()[4] == "no_update"
+
+
+def candidate_step(t: int) -> dict[str, Any]:
+    one = step_of(t)
+    other = step_of(t + 1000)
+    grad = {"error": one["grad"], "energy": other["grad"]}
+    return {**one, "loss": {"error": one["loss"], "energy": other["loss"]}, "grad": grad}
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_each_candidate_is_the_recording_with_its_loss_and_gradient(tmp_path: Path, lag: int, on_disk: bool) -> None:
+    rec = Recorder(tmp_path / "run" if on_disk else None, lag=lag)
+    alone = {"error": Recorder(lag=lag), "energy": Recorder(lag=lag)}
+    for one in (rec, *alone.values()):
+        one.skip("before")
+    for t in range(80):
+        arguments = candidate_step(t)
+        rec.step(**arguments)
+        for name, one in alone.items():
+            one.step(**arguments | {"loss": arguments["loss"][name], "grad": arguments["grad"][name]})
+    for one in (rec, *alone.values()):
+        one.skip("overflow")
+        one.close()
+    found = rec.recording()
+    assert found.candidates == ("error", "energy")
+    assert found.rows.shape == (82, 2, 3)
+    for name, one in alone.items():
+        view = found.candidate(name)
+        assert view.candidates is None
+        assert np.shares_memory(view.rows, found.rows)
+        assert_equal_but(view, one.recording())
+        assert view.alignment(3, "b").angle == one.recording().alignment(3, "b").angle
+        assert found.to_dict()["runs"][name]["loss"][1:-1] == one.recording().loss[1:-1].tolist()
+    assert found.step.tolist() == list(range(82))
+    assert found.notes[-1] == "overflow"
+    assert found.blocks == ("(all)", "w", "b")
+    assert "'error'" in repr(found)
+    for ask in (
+        lambda: found.loss, lambda: found.status, lambda: found.angle, lambda: found["yy"], lambda: found.psi_floor,
+        lambda: found.alignment(1), found.counts, lambda: found.grad_norm,
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"\.candidate\(name\)"):
+            ask()
+    with pytest.raises(ValueError, match="'reward'"):
+        found.candidate("reward")
+    found.save(tmp_path / "saved")
+    for again in (Recording.open(tmp_path / "saved"), pickle.loads(pickle.dumps(found))):
+        assert again.rows.tobytes() == found.rows.tobytes()
+        assert again.info == found.info
+
+
+def test_candidates_of_whole_arrays() -> None:
+    each = [candidate_step(t) for t in range(5)]
+    stacked = {
+        "update": {key: np.stack([one["update"][key] for one in each]) for key in SHAPES},
+        "loss": {name: [one["loss"][name] for one in each] for name in ("error", "energy")},
+        "grad": {
+            name: {key: np.stack([one["grad"][name][key] for one in each]) for key in SHAPES}
+            for name in ("error", "energy")
+        },
+    }
+    found = recording(**stacked)
+    assert found.candidates == ("error", "energy")
+    for name in ("error", "energy"):
+        alone = recording(update=stacked["update"], loss=stacked["loss"][name], grad=stacked["grad"][name])
+        assert_equal_but(found.candidate(name), alone)
+    assert recording(update=stacked["update"], grad=stacked["grad"]).candidates == ("error", "energy")
+    # one gradient by names of arrays, whatever the names are
+    assert recording(update=stacked["update"], grad=stacked["grad"]["error"]).candidates is None
+
+
+def test_candidates_of_a_single_array_and_missing_ones() -> None:
+    rec = Recorder(candidates=["reward", "error"])
+    rec.step(grad={"reward": np.ones(3)}, update=np.ones(3), loss={"error": 2.0})
+    rec.step(update=np.ones(3))
+    found = rec.recording()
+    assert found.candidate("reward").status[:, 0].tolist() == ["ascent", "no_gradient"]
+    assert found.candidate("error").status[:, 0].tolist() == ["no_gradient", "no_gradient"]
+    assert found.candidate("error").loss[0] == 2.0
+    assert math.isnan(found.candidate("reward").loss[0])
+
+
+def test_candidates_survive_a_resume(tmp_path: Path) -> None:
+    for first in (0, 3):
+        with Recorder(tmp_path / "run", resume=True) as rec:
+            for t in range(first, first + 3):
+                rec.step(**candidate_step(t))
+    found = Recording.open(tmp_path / "run")
+    assert found.candidates == ("error", "energy")
+    assert found.resumed.tolist() == [False, False, False, True, False, False]
+    assert found.candidate("energy").loss.tolist() == [candidate_step(t)["loss"]["energy"] for t in range(6)]
+    with pytest.raises(ValueError, match="options with which"):
+        Recorder(tmp_path / "run", resume=True, candidates=("energy", "error"))
+
+
+@pytest.mark.parametrize(
+    ("candidates", "arguments", "error", "message"),
+    [
+        ("error", {}, TypeError, "sequence of names"),
+        ((), {}, ValueError, "at least one"),
+        (("a", "a"), {}, ValueError, "once"),
+        (("a/b",), {}, ValueError, "slash"),
+        ((3,), {}, TypeError, "sequence of names"),
+        (("a",), {"grad": np.ones(3)}, TypeError, "grad to be a mapping from the candidates"),
+        (("a",), {"grad": {"b": np.ones(3)}}, ValueError, "grad to be among the candidates"),
+        (("a",), {"update": np.ones(3), "loss": 3.0}, TypeError, "loss to be a mapping from the candidates"),
+        (("a",), {"update": np.ones(3), "loss": {"a": "x"}}, TypeError, "got str"),
+        (("a", "b"), {"grad": {"a": np.ones(3), "b": np.ones(4)}}, ValueError, r"grad\['b'\] to be .*\(4,\)"),
+        (None, {"update": np.ones(3), "loss": {3: 1.0}}, TypeError, "sequence of names"),
+    ],
+)
+def test_refused_candidates(candidates: Any, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Recorder(candidates=candidates).step(**arguments)
+
+
+def test_a_mapping_of_losses_must_come_first() -> None:
+    rec = Recorder()
+    rec.step(grad=np.ones(3), loss=1.0)
+    with pytest.raises(TypeError, match="as in the first step"):
+        rec.step(grad=np.ones(3), loss={"a": 1.0})
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("lag", [0, 2])
+def test_units(tmp_path: Path, lag: int, dtype: Any) -> None:
+    """theta = scale x: the recording is that of x, whose gradient is scale grad and whose update is update / scale."""
+    rng = np.random.default_rng(4)
+    scale = {name: np.exp(3 * rng.standard_normal(shape)) for name, shape in SHAPES.items()}
+    rec, plain = Recorder(tmp_path / "run", lag=lag, scale=scale), Recorder(lag=lag)
+    whole = {"grad": {name: [] for name in SHAPES}, "update": {name: [] for name in SHAPES}}
+    for t in range(5):
+        one = step_of(t, dtype)
+        rec.step(**one)
+        y = {name: one["grad"][name].astype(float) * s for name, s in scale.items()}
+        g = {name: one["update"][name].astype(float) / s for name, s in scale.items()}
+        plain.step(grad=y, update=g)
+        for name in SHAPES:
+            whole["grad"][name].append(one["grad"][name])
+            whole["update"][name].append(one["update"][name])
+        spacing = np.concatenate([(np.spacing(np.abs(one["params"][n])) / scale[n]).ravel() for n in SHAPES])
+        norm = np.linalg.norm(np.concatenate([g[name].ravel() for name in SHAPES]))
+        floor = math.atan(np.linalg.norm(spacing) / math.sqrt(12) / norm)
+        assert rec.recording().psi_floor[t, 0] == pytest.approx(floor, rel=1e-13)
+    rec.close()
+    found, expected = rec.recording(), plain.recording()
+    assert found.info.scaled
+    assert "in units" in repr(found)
+    assert found.alignment(1).dtype == np.dtype(dtype).name
+    np.testing.assert_array_equal(found.status, expected.status)
+    np.testing.assert_allclose(found.angle, expected.angle, rtol=1e-13)
+    np.testing.assert_allclose(found.grad_norm, expected.grad_norm, rtol=1e-14)
+    np.testing.assert_allclose(found.update_norm, expected.update_norm, rtol=1e-14)
+    np.testing.assert_allclose(found["sign_flip_variance"], expected["sign_flip_variance"], rtol=1e-13)
+    for name in ("lag_yy", "lag_yg", "lag_gy", "lag_gg") * (lag > 0):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-13)
+    arrays = {kind: {name: np.stack(x) for name, x in by_name.items()} for kind, by_name in whole.items()}
+    assert_equal_but(recording(**arrays, scale=scale, lag=lag), found, "loss", "psi_floor")
+    with pytest.raises(ValueError, match="options with which"):
+        Recorder(tmp_path / "run", lag=lag, resume=True)
+    with pytest.raises(ValueError, match="options with which"):
+        Recorder(tmp_path / "run", lag=lag, resume=True, scale={name: 2 * s for name, s in scale.items()})
+    with Recorder(tmp_path / "run", lag=lag, resume=True, scale=scale) as rec:
+        rec.step(**step_of(5, dtype))
+
+
+def test_sign_in_units_is_that_of_the_vectors() -> None:
+    """grad.update has no units: where it is 2^-60 of the norms its sign is still right."""
+    y, g = np.array([1.0, 1.0, 2.0**-60]), np.array([1.0, -1.0, -1.0])
+    rec = Recorder(scale=np.array([3.0, 7.0, 11.0]))
+    rec.step(grad=y, update=g)
+    rec.step(grad=y, update=-g)
+    assert rec.recording().status[:, 0].tolist() == ["ok", "ascent"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (np.array([1.0, 0.0]), "another scale at flat index 1"),
+        (np.array([1.0, -2.0]), "another scale"),
+        (np.array([1.0, np.nan]), "another scale"),
+        (np.array([1.0, 1e-200]), "1/scale"),
+        (np.ones(3), r"scale to be an array of shape \(2,\)"),
+        ({"a": np.ones(2)}, "scale to be an array"),
+    ],
+)
+def test_refused_units(scale: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recorder(scale=scale).step(grad=np.ones(2), update=np.ones(2))
+
+
+def test_units_without_a_vector() -> None:
+    rec = Recorder(scale=np.array([2.0, 0.5]))
+    rec.step(grad=np.array([3.0, 8.0]))
+    rec.step(update=np.array([3.0, 2.0]))
+    rec.step(grad=np.array([1e300, 1.0]), update=np.ones(2))
+    rec.step(grad=np.zeros(2), update=np.ones(2))
+    found = rec.recording()
+    assert found.status[:, 0].tolist() == ["no_update", "no_gradient", "ascent", "zero_grad"]
+    assert found.grad_norm[0, 0] == pytest.approx(math.hypot(6, 4))
+    assert found.update_norm[1, 0] == pytest.approx(math.hypot(1.5, 4))
+    assert found.grad_norm[2, 0] == pytest.approx(2e300)
 
 
 def test_skip() -> None:
@@ -550,24 +756,72 @@ def test_jax_arrays() -> None:
     assert rec.recording().loss.tolist() == [2.0, 2.0]
 
 
-def test_kills(tmp_path: Path) -> None:
-    """SIGKILL at random moments, resumed each time: every acknowledged step is there, whole and in order."""
-    path, rng = tmp_path / "run", random.Random(0)
-    for _ in range(8):
-        child = subprocess.Popen([sys.executable, __file__, str(path)], stdout=subprocess.PIPE, text=True)
-        assert child.stdout is not None
-        acknowledged = int(child.stdout.readline())  # at least one step a life
-        time.sleep(rng.uniform(0.0, 0.05))
-        child.send_signal(signal.SIGKILL)
-        rest = child.stdout.read().split("\n")[:-1]  # what comes after the last line end is torn
-        child.wait()
-        child.stdout.close()
-        acknowledged = int(rest[-1]) if rest else acknowledged
+KILLS = 120
+
+
+@pytest.mark.parametrize("keep", ["scalars", "vectors"])
+def test_kills(tmp_path: Path, keep: str) -> None:
+    """SIGKILL at random moments, resumed each time: every acknowledged step is there, whole, with its vectors."""
+    command = [sys.executable, __file__, str(tmp_path), keep, str(KILLS)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    result = json.loads(process.stdout)
+    print(result)  # pytest -s: how many were caught at what
+    assert result["kills"] == KILLS
+    assert result["acknowledged"] > KILLS
+    assert result["resumed"] > KILLS // 4
+
+
+def kill(folder: Path, keep: Any, kills: int) -> None:
+    """Fork recorders, kill each at a random moment, look at what is there; a recording lives for up to 10 of them."""
+    rng = random.Random()
+    sums = dict.fromkeys(("kills", "acknowledged", "resumed", "half_written_vectors"), 0)
+    for number in range(kills):
+        if number % 10 == 0:
+            path, acknowledged = folder / str(number), -1
+        receive, send = os.pipe()
+        process = os.fork()
+        if process == 0:
+            try:
+                record_for_ever(path, keep, send)
+            finally:
+                os._exit(1)
+        os.close(send)
+        # a quarter at any time from its start, the others once it is known to record
+        said = b"" if number % 4 == 0 else os.read(receive, 8)
+        time.sleep(rng.uniform(0, 0.01))
+        os.kill(process, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(process, 0)[1]), "the recorder ended by itself"
+        with os.fdopen(receive, "rb") as pipe:
+            said += pipe.read()
+        sums["kills"] += 1
+        if said:
+            acknowledged = struct.unpack_from("<q", said, len(said) - 8)[0]
+        if not path.exists():
+            assert acknowledged < 0
+            continue
         found = Recording.open(path)
-        assert len(found) > acknowledged
+        assert len(found) > acknowledged, f"{acknowledged} acknowledged, {len(found)} there"
         assert found.step.tolist() == list(range(len(found)))
-    assert found.resumed.sum() == 7
-    assert_equal_but(found, whole(range(len(found))), "resumed")
+        last = number % 10 == 9
+        if keep == "vectors":
+            for t in range(0 if last else max(0, len(found) - 50), len(found)):
+                vectors, expected = found.vectors(t), step_of(t)
+                for name in ("params", "grad", "update"):
+                    for key, x in expected[name].items():
+                        assert getattr(vectors, name)[key].tobytes() == x.tobytes()
+            sums["half_written_vectors"] += any((path / "vectors").glob("*.tmp"))
+        if last:
+            assert_equal_but(found, whole(range(len(found))), "resumed")
+            sums["acknowledged"] += acknowledged + 1
+            sums["resumed"] += int(found.resumed.sum())
+    print(json.dumps(sums))
+
+
+def record_for_ever(path: Path, keep: Any, send: int) -> None:
+    with Recorder(path, keep=keep, resume=True) as rec:
+        for t in itertools.count(len(rec)):
+            rec.step(**step_of(t))
+            os.write(send, struct.pack("<q", t))
 
 
 def test_many_steps_open_instantly(tmp_path: Path) -> None:
@@ -602,15 +856,5 @@ def test_a_step_is_cheap() -> None:
     assert min(durations) / 21 < 200e-6
 
 
-def main(path: str) -> None:
-    with Recorder(path, resume=True) as rec, contextlib.suppress(BrokenPipeError):
-        t = len(rec)
-        while True:
-            rec.step(**step_of(t))
-            sys.stdout.write(f"{t}\n")
-            sys.stdout.flush()
-            t += 1
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    kill(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

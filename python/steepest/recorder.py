@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,21 +16,29 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest.arrays import ArrayOrMapping, Layout, LongVector, is_torch
+from steepest import candidates as candidate_names
+from steepest.arrays import ArrayOrMapping, Layout, LongVector
 from steepest.recording import Recording
-from steepest.row_format import NOTE_BYTES, GradientSource, Objective, RecordingInfo, check_names, row_dtype
-from steepest.step_rows import StepData, difference, fill_skipped, fill_step, ordered
+from steepest.row_format import NOTE_BYTES, GradientSource, Keep, Objective, RecordingInfo, check_names, row_dtype
+from steepest.step_input import read_step
+from steepest.step_rows import StepData, fill_skipped, fill_step
 from steepest.storage import RecordReader, RecordWriter
+from steepest.units import Units
+from steepest.vector_store import VectorFolder, VectorMemory
 
 __all__ = ["Recorder"]
+
+
+# Of one step: params, the gradient of each candidate, update.
+StepVectors = tuple[LongVector | None, Sequence[LongVector | None], LongVector | None]
 
 
 class Recorder:
     """Records steps of a learning rule as they happen; `recording()` and `Recording.open` read them.
 
-    A step costs one or two reads of its vectors; no long vector is written, and none is kept but with ``lag``. With a
-    path a step is one append, of all its blocks or of none: when `step` has returned it survives the death of the
-    process, with ``sync=True`` also a power cut (see docs/recording-format.md).
+    A step costs one or two reads of its vectors; no long vector is written or kept but with ``lag``, ``keep="vectors"``
+    or ``scale``. With a path a step is one append, of all its blocks or of none: when `step` has returned it survives
+    the death of the process, with ``sync=True`` also a power cut (see docs/recording-format.md).
 
     Parameters
     ----------
@@ -42,6 +50,19 @@ class Recorder:
         w >= 1 also records the inner products of grad and update of each step with those of the w steps before it. For
         this w copies of grad and w of update stay in memory, in their dtypes, and a step costs 1 + w compensated passes
         instead of a fast one. With ``every > 1`` the w steps after each multiple are recorded too.
+    keep : {'scalars', 'vectors'}
+        ``vectors`` also keeps params, grad and update of each recorded step in their element types, for
+        `Recording.vectors`: with a path in one safetensors file a step, which is there before the step is acknowledged;
+        without one as copies in memory.
+    scale : array or mapping name -> array, optional
+        Units of the parameters, positive, of their names and shapes: yy = sum (scale grad)^2,
+        gg = sum (update/scale)^2, which angles, norms and `psi_floor` then refer to. Two long vectors in float64 stay
+        in memory. With ``lag`` the scaled vectors are rounded to float64, and the ring holds those.
+    candidates : sequence of str, optional
+        Names of several losses that are recorded side by side: `step` then takes mappings candidate -> value for `loss`
+        and `grad`. Default: the keys of `loss` in the first step if it is a mapping, or of `grad` if all its VALUES are
+        mappings; a `grad` whose values are arrays is one gradient, by names of arrays. So it must be given where there
+        is no loss and the parameters are a single array.
     objective : {'unknown', 'fixed'}
         ``fixed``: all losses and gradients belong to one function (full batch, a dynamical system).
     gradient_source : {'rule', 'evaluation', 'estimate'}
@@ -108,6 +129,9 @@ class Recorder:
         *,
         every: int = 1,
         lag: int = 0,
+        keep: Keep = "scalars",
+        scale: ArrayOrMapping | None = None,
+        candidates: Sequence[str] | None = None,
         objective: Objective = "unknown",
         gradient_source: GradientSource = "rule",
         resume: bool = False,
@@ -121,14 +145,21 @@ class Recorder:
             raise ValueError("expected a path to resume, got none")
         self.path = None if path is None else Path(path).absolute()
         # Without arrays yet, but it checks the options.
-        self._info = RecordingInfo(None, (), objective, gradient_source, lag=int(lag), every=int(every))
+        named = candidate_names.checked(candidates)
+        self._info = RecordingInfo(
+            None, (), objective, gradient_source, False, int(lag), int(every), named, keep, scale is not None
+        )
         self._layout: Layout | None = None
         self._sync, self._closed, self._resumed = sync, False, False
         self._writer: RecordWriter | None = None
         self._memory: NDArray[np.void] | None = None
         self._count = self._next = 0
         self._skipped: list[tuple[int, float, bytes]] = []  # before the blocks are known
-        self._ring: deque[tuple[int, StepData]] = deque()  # the last `lag` steps, newest first
+        self._scale = scale
+        self._units: Units | None = None  # of the scale, once the layout is known
+        self._vectors: VectorFolder | VectorMemory | None = None
+        # The last `lag` steps, newest first, one StepData for each candidate.
+        self._ring: deque[tuple[int, list[StepData]]] = deque()
         if self.path is not None and os.path.lexists(self.path):
             if not resume:
                 raise FileExistsError(
@@ -138,11 +169,20 @@ class Recorder:
 
     def _resume(self, path: Path) -> None:
         info = RecordingInfo.from_json(RecordReader(path).user, str(path))
-        wanted = replace(self._info, names=info.names, shapes=info.shapes)
+        if self._scale is not None:
+            self._units = Units(self._scale, info.layout)
+        wanted = replace(
+            self._info,
+            names=info.names,
+            shapes=info.shapes,
+            candidates=self._info.candidates or info.candidates,
+            scale_crc=None if self._units is None else self._units.crc,
+        )
         if info != wanted:
             raise ValueError(f"expected the options with which {path} was begun, {info}, got {wanted}")
         self._writer = RecordWriter.resume(path, row_dtype(info.lag), sync=self._sync)
         self._info, self._layout, self._resumed = info, info.layout, True
+        self._vectors = VectorFolder(path, info.names, info.candidates) if info.keep == "vectors" else None
         known = Recording.open(path)
         self._count = len(known)
         self._next = int(known.step[-1]) + 1 if len(known) else 0
@@ -164,9 +204,10 @@ class Recorder:
             Parameters before the step; they give the rounding floor of the angle. Leave them out where `update` is not
             a difference of parameters but what the rule added to them.
         loss : float, optional
-            At `params`: a number, or an array of one.
+            At `params`: a number, or an array of one. With candidates a mapping candidate -> number.
         grad : array or mapping name -> array, optional
-            +dL/dtheta at `params`; missing is status ``no_gradient``.
+            +dL/dtheta at `params`; missing is status ``no_gradient``. With candidates a mapping candidate -> gradient;
+            some may be left out.
         update : array or mapping name -> array, optional
             ``params_next - params``; missing is status ``no_update``.
         params_next : array or mapping name -> array, optional
@@ -189,27 +230,40 @@ class Recorder:
         if number % every > lag:
             self._next += 1
             return
-        layout, data = self._read(params, loss, grad, update, params_next)
+        candidates = self._info.candidates
+        if self._layout is None and candidates is None:
+            candidates = candidate_names.inferred(loss, grad)
+        elif candidates is None and isinstance(loss, Mapping):
+            raise TypeError("expected loss to be a number as in the first step, got a mapping")
+        step = read_step(self._layout, candidates, params, loss, grad, update, params_next)
+        units = self._units
+        if self._layout is None and self._scale is not None:
+            units = Units(self._scale, step.layout)
+        data = step.data(time.time(), units, lag)
         if self._layout is None:
-            self._start(layout)
-        known = dict(self._ring)
-        previous = [known.get(number - j) for j in range(1, lag + 1)]
-        rows = self._rows(len(self._skipped) + 1)
-        for row, (skipped, when, note) in zip(rows, self._skipped, strict=False):
-            fill_skipped(row, skipped, when, note)
-        fill_step(rows[-1], number, data, previous, self._resumed)
+            self._start(step.layout, candidates, units)
+        rows = self._rows(1)
+        known, blocks = dict(self._ring), 1 + len(step.layout.names or ())
+        for c, one in enumerate(data):
+            previous = [known[number - j][c] if number - j in known else None for j in range(1, lag + 1)]
+            fill_step(rows[-1, c * blocks : (c + 1) * blocks], number, one, previous, self._resumed)
+        if self._vectors is not None:
+            self._vectors.write(number, step.params, step.grads, step.update, sync=self._sync)
         self._append(rows)
-        self._skipped = []
         self._next += 1
         if any((number + j) % every <= lag for j in range(1, lag + 1)):
-            self._keep(number, data)
+            self._remember(number, data)
 
-    def _keep(self, number: int, data: StepData) -> None:
-        """Copy gradient and update into the ring, in the memory of the oldest step if it is full."""
+    def _remember(self, number: int, data: list[StepData]) -> None:
+        """Keep gradients and update in the ring; copies are made in the memory of the oldest step if it is full."""
         oldest = self._ring.pop()[1] if len(self._ring) == self._info.lag else None
-        grad = _copied(data.grad, None if oldest is None else oldest.grad)
-        update = _copied(data.update, None if oldest is None else oldest.update)
-        self._ring.appendleft((number, replace(data, grad=grad, update=update, params=None)))
+        if self._units is None:  # with units they are copies already
+            update = _copied(data[0].update, None if oldest is None else oldest[0].update)
+            data = [
+                replace(one, grad=_copied(one.grad, None if oldest is None else oldest[c].grad), update=update)
+                for c, one in enumerate(data)
+            ]
+        self._ring.appendleft((number, data))
 
     def skip(self, reason: str = "") -> None:
         """Record that the loop made no step here (a gradient scaler found infinities, say): status ``skipped``.
@@ -238,7 +292,7 @@ class Recorder:
             self._skipped.append((self._next, when, note))
         else:
             rows = self._rows(1)
-            fill_skipped(rows[0], self._next, when, note, self._resumed)
+            fill_skipped(rows[0], len(self._layout.names or ()) + 1, self._next, when, note, self._resumed)
             self._append(rows)
         self._next += 1
 
@@ -260,7 +314,7 @@ class Recorder:
         if self.path is not None:
             return Recording.open(self.path)
         assert self._memory is not None  # made with the layout
-        return Recording(self._info, self._memory[: self._count])
+        return Recording(self._info, self._memory[: self._count], self._vectors)
 
     def close(self) -> None:
         """Close the folder; a second time does nothing. `recording` still works."""
@@ -288,62 +342,57 @@ class Recorder:
         if self._closed:
             raise ValueError("the recorder is closed; Recorder(path, resume=True) goes on with a folder")
 
-    def _read(self, params: Any, loss: Any, grad: Any, update: Any, params_next: Any) -> tuple[Layout, StepData]:
-        """Views of the arguments, and the layout that they share."""
-        if params_next is not None and (update is not None or params is None):
-            raise ValueError("expected params_next beside params and without update")
-        layout, origin = self._layout, "in the first step"
-        views: dict[str, LongVector] = {}
-        arguments = (("params", params), ("grad", grad), ("update", update), ("params_next", params_next))
-        for name, x in arguments:
-            if x is None:
-                continue
-            views[name] = ordered(x, name, layout)
-            if layout is None:
-                layout, origin = views[name].layout, name
-                check_names(layout)
-            elif views[name].layout != layout:
-                raise ValueError(f"expected {name} to be {layout} as {origin}, got {views[name].layout}")
-        if layout is None:
-            raise ValueError("expected params, grad or update in the first step, which names the blocks, got none")
-        g = difference(views["params_next"], views["params"]) if params_next is not None else views.get("update")
-        known = None if g is None else views.get("params")
-        return layout, StepData(views.get("grad"), g, known, _number(loss), time.time(), layout)
-
-    def _start(self, layout: Layout) -> None:
+    def _start(self, layout: Layout, candidates: tuple[str, ...] | None, units: Units | None) -> None:
         """The blocks are known: make the folder or the rows in memory."""
-        info = replace(self._info, names=layout.names, shapes=layout.shapes)
+        crc = None if units is None else units.crc
+        info = replace(self._info, names=layout.names, shapes=layout.shapes, candidates=candidates, scale_crc=crc)
+        dtype = row_dtype(info.lag)
+        vectors: VectorFolder | VectorMemory
         if self.path is None:
-            self._memory = np.zeros((64, 1 + len(layout.names or ())), row_dtype(info.lag))
+            self._memory = np.zeros((64, info.width), dtype)
+            vectors = VectorMemory(candidates)
         else:
-            self._writer = RecordWriter.create(self.path, row_dtype(info.lag), user=info.to_json(), sync=self._sync)
-        self._info, self._layout = info, layout
+            self._writer = RecordWriter.create(self.path, dtype, user=info.to_json(), sync=self._sync)
+            vectors = VectorFolder(self.path, info.names, candidates)
+        self._vectors = vectors if info.keep == "vectors" else None
+        self._info, self._layout, self._units = info, layout, units
 
     def _rows(self, steps: int) -> NDArray[np.void]:
-        """Room for the rows of some steps: of the memory, or of an append."""
+        """Room for the rows of some steps after those that were skipped before the first: in memory, or to append."""
+        skipped = self._skipped
+        width, total = self._info.width, len(skipped) + steps
         if self._memory is None:
-            return np.zeros((steps, 1 + len(self._info.names or ())), row_dtype(self._info.lag))
-        needed, (room, blocks) = self._count + steps, self._memory.shape
-        if needed > room:  # recordings that were handed out keep the old rows
-            grown = np.zeros((max(2 * room, needed), blocks), self._memory.dtype)
-            grown[: self._count] = self._memory[: self._count]
-            self._memory = grown
-        return self._memory[self._count : needed]
+            rows = np.zeros((total, width), row_dtype(self._info.lag))
+        else:
+            needed, room = self._count + total, len(self._memory)
+            if needed > room:  # recordings that were handed out keep the old rows
+                grown = np.zeros((max(2 * room, needed), width), self._memory.dtype)
+                grown[: self._count] = self._memory[: self._count]
+                self._memory = grown
+            rows = self._memory[self._count : needed]
+        for row, (number, when, note) in zip(rows, skipped, strict=False):
+            fill_skipped(row, 1 + len(self._info.names or ()), number, when, note)
+        return rows
 
     @property
     def next_step(self) -> int:
         """Number of the step that `step` or `skip` records next."""
         return self._next
 
-    def _append_rows(self, layout: Layout, rows: NDArray[np.void]) -> None:
+    def _append_rows(
+        self, layout: Layout, rows: NDArray[np.void], vectors: Sequence[StepVectors] | None = None
+    ) -> None:
         """Record rows that were filled elsewhere (`step_rows.scalar_row`), instead of a call of `step`.
 
         Parameters
         ----------
         layout : Layout
             Of the step.
-        rows : ndarray, shape (steps, blocks)
+        rows : ndarray, shape (steps, candidates * blocks)
             Of `row_dtype` with this recorder's lag; step numbers ascend, from `next_step` on. `resumed` is set here.
+            With `scale` the products must be in these units already.
+        vectors : sequence of (params, gradient of each candidate, update), optional
+            With ``keep="vectors"`` those of each step.
 
         Raises
         ------
@@ -355,22 +404,24 @@ class Recorder:
             check_names(layout)
         elif layout != self._layout:
             raise ValueError(f"expected rows of {self._layout} as in the first step, got {layout}")
-        width = 1 + len(layout.names or ())
+        width = replace(self._info, names=layout.names).width
         if rows.dtype != row_dtype(self._info.lag) or rows.ndim != 2 or rows.shape[1] != width:
             raise ValueError(f"expected rows of shape (steps, {width}) with lag {self._info.lag}, got {rows.shape}")
+        if (vectors is None) == (self._info.keep == "vectors") or (vectors is not None and len(vectors) != len(rows)):
+            raise ValueError("expected the vectors of each step with keep='vectors', and only then")
         numbers = rows["step"][:, 0].tolist()
         if any(b <= a for a, b in pairwise([self._next - 1, *numbers])):
             raise ValueError(f"expected ascending step numbers from {self._next} on, got {numbers[:8]}")
         if self._layout is None:
-            self._start(layout)
-        skipped = len(self._skipped)
-        room = self._rows(skipped + len(rows))
-        for row, (number, when, note) in zip(room, self._skipped, strict=False):
-            fill_skipped(row, number, when, note)
-        room[skipped:] = rows
+            self._start(layout, self._info.candidates, None if self._scale is None else Units(self._scale, layout))
+        for number, (params, grads, update) in zip(numbers, vectors or (), strict=False):
+            assert self._vectors is not None  # checked above
+            self._vectors.write(number, params, grads, update, sync=self._sync)
+        room = self._rows(len(rows))
+        room[len(room) - len(rows) :] = rows
+        room["resumed"] = 0
         room["resumed"][:1] = self._resumed
         self._append(room)
-        self._skipped = []
         self._next = numbers[-1] + 1 if numbers else self._next
 
     def _append(self, rows: NDArray[np.void]) -> None:
@@ -378,6 +429,7 @@ class Recorder:
             self._writer.append(rows.ravel())
         self._count += len(rows)
         self._resumed = False
+        self._skipped = []
 
 
 def _copied(x: LongVector | None, kept: LongVector | None) -> LongVector | None:
@@ -389,19 +441,3 @@ def _copied(x: LongVector | None, kept: LongVector | None) -> LongVector | None:
     for target, segment in zip(kept.segments, x.segments, strict=True):
         np.copyto(target, segment)
     return kept
-
-
-def _number(x: Any) -> float:
-    """One real number, NaN for None."""
-    if x is None:
-        return math.nan
-    if is_torch(x):
-        x = x.detach()
-    if hasattr(x, "shape") and math.prod(x.shape) == 1:
-        x = x.reshape(())
-    try:
-        if isinstance(x, str | bytes):
-            raise TypeError("it is text")
-        return float(x)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(f"expected loss to be a real number, got {type(x).__name__}: {error}") from error

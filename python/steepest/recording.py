@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from steepest import candidates as candidate_names
 from steepest.alignment import Alignment, PairProducts, from_products, scaled
-from steepest.arrays import EPSILON, FLOAT_NAMES, ArrayOrMapping, Layout, LongVector, is_torch
+from steepest.arrays import EPSILON, FLOAT_NAMES, ArrayOrMapping
 from steepest.row_format import (
     ALL,
     NAN,
@@ -22,11 +23,11 @@ from steepest.row_format import (
     GradientSource,
     Objective,
     RecordingInfo,
-    check_names,
     row_dtype,
 )
-from steepest.step_rows import StepData, difference, fill_step, ordered
 from steepest.storage import RecordReader, RecordWriter
+from steepest.vector_store import StoredStep, VectorFolder
+from steepest.whole_arrays import rows_of_arrays
 
 __all__ = ["Recording", "recording"]
 
@@ -85,10 +86,18 @@ class Recording:
     ('ok', ['ok', 'ok', 'no_update'])
     """
 
-    def __init__(self, info: RecordingInfo, rows: NDArray[np.void]) -> None:
+    def __init__(
+        self,
+        info: RecordingInfo,
+        rows: NDArray[np.void],
+        vectors: Callable[[int], StoredStep] | None = None,
+    ) -> None:
         self.info = info
-        self.rows = rows.view()
+        blocks = 1 + len(info.names or ())
+        shape = (blocks,) if info.candidates is None else (len(info.candidates), blocks)
+        self.rows = rows.reshape(len(rows), *shape)
         self.rows.flags.writeable = False
+        self._vectors = vectors
         layout = info.layout
         self._blocks: tuple[str, ...] = (ALL, *(layout.names or ()))
         self._sizes = (layout.size, *(layout.sizes if layout.names is not None else ()))
@@ -116,17 +125,18 @@ class Recording:
         """
         reader = RecordReader(path)
         info = RecordingInfo.from_json(reader.user, str(reader.path))
-        count = 1 + len(info.names or ())
+        count = info.width
         if reader.dtype != row_dtype(info.lag) or len(reader) % count:
             raise ValueError(
-                f"expected {reader.path} to hold whole steps of {count} blocks in the fields of schema {SCHEMA}, got "
+                f"expected {reader.path} to hold whole steps of {count} rows in the fields of schema {SCHEMA}, got "
                 f"{len(reader)} records of {reader.dtype}"
             )
-        return cls(info, reader.records.reshape(-1, count))
+        vectors = VectorFolder(reader.path, info.names, info.candidates) if info.keep == "vectors" else None
+        return cls(info, reader.records.reshape(-1, count), vectors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """As `open`, but read into memory: the folder is not needed any more.
+        """As `open`, but read into memory, without vectors: the folder is not needed any more.
 
         Parameters
         ----------
@@ -139,10 +149,10 @@ class Recording:
             All steps that are complete now.
         """
         opened = cls.open(path)
-        return cls(opened.info, opened.rows.copy())
+        return cls(replace(opened.info, keep="scalars"), opened.rows.copy())
 
     def save(self, path: str | os.PathLike[str], *, sync: bool = False) -> None:
-        """Write a folder that `open` and `load` read; nothing is pickled.
+        """Write a folder that `open` and `load` read, with vectors if ``info.keep == "vectors"``; nothing is pickled.
 
         Parameters
         ----------
@@ -157,6 +167,11 @@ class Recording:
             Something is at `path`.
         """
         with RecordWriter.create(path, self.rows.dtype, user=self.info.to_json(), sync=sync) as writer:
+            if self.info.keep == "vectors":
+                folder = VectorFolder(writer.path, self.info.names, self.info.candidates)
+                skipped = self.rows["status"].reshape(len(self), -1)[:, :1] == STATUS_CODE["skipped"]
+                for step in self.step[~skipped[:, 0]].tolist():
+                    folder.write_stored(step, self.vectors(step), sync=sync)
             writer.append(self.rows.ravel())
 
     @property
@@ -187,27 +202,27 @@ class Recording:
     @property
     def step(self) -> NDArray[np.int64]:
         """Number of each step, ascending: shape (steps,)."""
-        return cast("NDArray[np.int64]", self.rows["step"][:, 0])
+        return cast("NDArray[np.int64]", self._of_step("step"))
 
     @property
     def time(self) -> NDArray[np.float64]:
         """Time as given; of a `Recorder` seconds since 1970; NaN if unknown: shape (steps,)."""
-        return cast("NDArray[np.float64]", self.rows["time"][:, 0])
+        return cast("NDArray[np.float64]", self._of_step("time"))
 
     @property
     def loss(self) -> NDArray[np.float64]:
         """Loss at the beginning of the step, NaN if unknown: shape (steps,)."""
-        return cast("NDArray[np.float64]", self.rows["loss"][:, 0])
+        return cast("NDArray[np.float64]", self._single["loss"][:, 0])
 
     @property
     def resumed(self) -> NDArray[np.bool_]:
         """Whether a step is the first after a resume: shape (steps,)."""
-        return cast("NDArray[np.bool_]", self.rows["resumed"][:, 0] != 0)
+        return cast("NDArray[np.bool_]", self._of_step("resumed") != 0)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Why a step was skipped, else an empty text; one for each step."""
-        return tuple(note.decode(errors="replace") for note in self.rows["note"][:, 0].tolist())
+        return tuple(note.decode(errors="replace") for note in self._of_step("note").tolist())
 
     @property
     def status(self) -> NDArray[np.str_]:
@@ -215,7 +230,7 @@ class Recording:
 
         As `Alignment.status`, or ``no_gradient``, ``no_update`` (also where both are missing), ``skipped``.
         """
-        return cast("NDArray[np.str_]", np.array(STATUSES)[self.rows["status"]])
+        return cast("NDArray[np.str_]", np.array(STATUSES)[self._single["status"]])
 
     @property
     def psi_floor(self) -> NDArray[np.float64]:
@@ -229,7 +244,7 @@ class Recording:
         sine = np.array(self["sine"])
         single = np.array(self._sizes) == 1  # one dimension has two directions only
         cosine[:, single], sine[:, single] = np.copysign(1.0, cosine[:, single]), 0.0
-        return np.where(self.rows["status"] <= STATUS_CODE["undecided"], np.arctan2(sine, cosine), NAN)
+        return np.where(self._single["status"] <= STATUS_CODE["undecided"], np.arctan2(sine, cosine), NAN)
 
     @property
     def grad_norm(self) -> NDArray[np.float64]:
@@ -241,13 +256,98 @@ class Recording:
         """|update|, NaN where it is missing: shape (steps, blocks)."""
         return _norm(self["gg"], self["g_exponent"])
 
+    @property
+    def candidates(self) -> tuple[str, ...] | None:
+        """Names of the losses that were recorded side by side, None for a single one."""
+        return self.info.candidates
+
+    def candidate(self, name: str) -> Self:
+        """The recording of one of several losses, without a copy.
+
+        Parameters
+        ----------
+        name : str
+            One of `candidates`.
+
+        Returns
+        -------
+        Recording
+            Without candidates.
+
+        Raises
+        ------
+        ValueError
+            No such candidate.
+        """
+        names = self.info.candidates or ()
+        if name not in names:
+            raise ValueError(f"expected one of the candidates {names}, got {name!r}")
+        vectors, info = self._vectors, replace(self.info, candidates=None)
+        rows = self.rows[:, names.index(name)]
+        return type(self)(info, rows, None if vectors is None else lambda step: _of_candidate(vectors(step), name))
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether `vectors` has the vectors of the steps."""
+        return self._vectors is not None
+
+    def vectors(self, step: int) -> StoredStep:
+        """Parameters, gradient and update of one step.
+
+        Parameters
+        ----------
+        step : int
+            Number of the step.
+
+        Returns
+        -------
+        StoredStep
+            In the element types of the recording: of a folder memory-mapped and read-only; of `steepest.recording`
+            views of the arrays that it was given (an update that it formed is formed again).
+
+        Raises
+        ------
+        ValueError
+            The vectors were not kept, or the step was not recorded, or was skipped, or not by `Recorder.step`.
+
+        Notes
+        -----
+        Pickling, `load`, and `save` of whole arrays leave them out.
+        """
+        if self._vectors is None:
+            raise ValueError(
+                "this recording has no vectors: record with keep='vectors', or call steepest.recording on whole arrays"
+            )
+        index = self._index(step)
+        if self.rows["status"].reshape(len(self), -1)[index, 0] == STATUS_CODE["skipped"]:
+            raise ValueError(f"step {step} was skipped and has no vectors")
+        return self._vectors(step)
+
+    @property
+    def _single(self) -> NDArray[np.void]:
+        if self.info.candidates is not None:
+            raise ValueError(f"this recording has the candidates {self.info.candidates}: choose with .candidate(name)")
+        return self.rows
+
+    def _of_step(self, name: str) -> NDArray[Any]:
+        """A column that is the same in all rows of a step."""
+        return self.rows[name].reshape(len(self), self.info.width)[:, 0]
+
+    def _index(self, step: int) -> int:
+        index = int(np.searchsorted(self.step, step))
+        if index == len(self) or self.step[index] != step:
+            known = f"{len(self)} steps from {self.step[0]} to {self.step[-1]}" if len(self) else "no step"
+            raise ValueError(f"step {step} was not recorded; there are {known}, every={self.info.every}")
+        return index
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.info, np.array(self.rows))  # a copy also of a mapped folder; read-only again
+        # A copy also of a mapped folder; read-only again, and without vectors.
+        return type(self), (replace(self.info, keep="scalars"), np.array(self.rows))
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in (self.rows.dtype.names or ()):
             raise KeyError(f"no column {name!r}; there are {', '.join(self.rows.dtype.names or ())}")
-        return self.rows[name]
+        return self._single[name]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -279,12 +379,9 @@ class Recording:
         """
         if block not in self._blocks:
             raise ValueError(f"expected block to be one of {list(self._blocks)[:8]}, got {block!r}")
-        index = int(np.searchsorted(self.step, step))
-        if index == len(self) or self.step[index] != step:
-            known = f"{len(self)} steps from {self.step[0]} to {self.step[-1]}" if len(self) else "no step"
-            raise ValueError(f"step {step} was not recorded; there are {known}, every={self.info.every}")
+        index = self._index(step)
         column = self._blocks.index(block)
-        row = self.rows[index, column]
+        row = self._single[index, column]
         status = STATUSES[row["status"]]
         dtype = FLOAT_NAMES[row["dtype"]] if row["dtype"] >= 0 else "float64"
         p = PairProducts._make([*(row[name].item() for name in PairProducts._fields[:-1]), status != "nonfinite"])
@@ -314,7 +411,7 @@ class Recording:
         """
         if block not in self._blocks:
             raise ValueError(f"expected block to be one of {list(self._blocks)[:8]}, got {block!r}")
-        number = np.bincount(self.rows["status"][:, self._blocks.index(block)], minlength=len(STATUSES))
+        number = np.bincount(self._single["status"][:, self._blocks.index(block)], minlength=len(STATUSES))
         return {status: int(k) for status, k in zip(STATUSES, number, strict=True) if k}
 
     def to_dict(self) -> dict[str, Any]:
@@ -325,8 +422,13 @@ class Recording:
         dict
             The fields of `info`, `blocks`, `sizes`; `step`, `time`, `loss`, `resumed`, `notes` as lists with one
             element for each step; `status`, `angle`, `grad_norm`, `update_norm` and the other columns as lists of
-            lists.
+            lists. With candidates the fields of `info`, and `runs` as a mapping candidate -> this.
         """
+        if self.info.candidates is not None:
+            return {
+                **asdict(self.info),
+                "runs": {name: self.candidate(name).to_dict() for name in self.info.candidates},
+            }
         per_step = {name: getattr(self, name).tolist() for name in ("step", "time", "loss", "resumed")}
         derived = {name: getattr(self, name).tolist() for name in ("status", "angle", "grad_norm", "update_norm")}
         left = set(self.rows.dtype.names or ()) - {*per_step, "note", "block", "status", "dtype"}
@@ -337,15 +439,24 @@ class Recording:
 
     def __repr__(self) -> str:
         listed = [repr(name) for name in self._blocks[:6]] + ["..."] * (len(self._blocks) > 6)
-        counts = ", ".join(f"{status} {k}" for status, k in self.counts().items())
+        names = self.info.candidates
+        shown = self if names is None else self.candidate(names[0])
+        counts = ", ".join(f"{status} {k}" for status, k in shown.counts().items())
+        counts += "" if names is None else f" for {names[0]!r} of the candidates {names}"
         resumed = int(self.resumed.sum())
         return (
             f"Recording({len(self)} steps, blocks [{', '.join(listed)}], n={self._sizes[0]}, status: {counts or '-'}; "
             f"objective {self.objective!r}, gradient from the {self.gradient_source}"
             + ", update is a rate" * self.rate
+            + ", in units of the parameters" * self.info.scaled
+            + ", with vectors" * (self.info.keep == "vectors")
             + f", resumed {resumed} times" * (resumed > 0)
             + ")"
         )
+
+
+def _of_candidate(step: StoredStep, name: str) -> StoredStep:
+    return replace(step, grad=(step.grad or {}).get(name))
 
 
 def _norm(squared: NDArray[np.float64], exponent: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -383,6 +494,8 @@ def recording(
     time: Any = None,
     rate: bool = False,
     lag: int = 1,
+    scale: ArrayOrMapping | None = None,
+    candidates: Sequence[str] | None = None,
     objective: Objective = "unknown",
     gradient_source: GradientSource = "rule",
 ) -> Recording:
@@ -410,6 +523,11 @@ def recording(
     lag : int
         With how many of the steps before it each step has inner products, which decides what pairs can be formed of
         them; see `Recorder`.
+    scale : array or mapping name -> array, optional
+        Units of the parameters, of the names and shapes of one step; see `Recorder`.
+    candidates : sequence of str, optional
+        Names of several losses side by side: `loss` and `grad` are then mappings candidate -> value. Default: the keys
+        of `loss` if it is a mapping, or of `grad` if all its VALUES are mappings.
     objective : {'unknown', 'fixed'}
         ``fixed``: all losses and gradients belong to one function (full batch, a dynamical system), so that differences
         of losses mean something.
@@ -445,6 +563,8 @@ def recording(
     >>> rec.blocks, rec.alignment(0, "w") == steepest.align(w[0], w[1] - w[0])
     (('(all)', 'w', 'b'), True)
     """
+    if lag < 0 or lag != int(lag):
+        raise ValueError(f"expected lag to be an integer of at least 0, got {lag!r}")
     rate = bool(rate) or time is not None
     if rate and update is None:
         raise ValueError(
@@ -452,83 +572,7 @@ def recording(
         )
     if update is None and params is None:
         raise ValueError("expected update, or params to take differences of, got neither")
-    layout: Layout | None = None
-    whole: dict[str, LongVector] = {}
-    for name, x in (("params", params), ("grad", grad), ("update", update)):
-        if x is None:
-            continue
-        whole[name] = ordered(x, name, layout)
-        found = _step_layout(whole[name], name)
-        if layout is not None and found != layout:
-            raise ValueError(f"expected {name} at each step to be {layout} as {next(iter(whole))}, got {found}")
-        layout = found
-    assert layout is not None  # params or update is there
-    check_names(layout)
-    lengths = {name: x.layout.shapes[0][0] for name, x in whole.items()}
-    updates, source = (lengths["update"], "update") if update is not None else (lengths["params"] - 1, "params")
-    losses, times = _numbers(loss, "loss"), _numbers(time, "time")
-    lengths |= {name: len(x) for name, x in (("loss", losses), ("time", times)) if x is not None}
-    for name, length in lengths.items():
-        if length not in (updates, updates + 1):
-            raise ValueError(
-                f"expected {name} to have {updates} or {updates + 1} entries, since {source} has "
-                f"{lengths[source]}, got {length}"
-            )
-    steps = max(updates, lengths.get("grad", 0), lengths.get("loss", 0))
-    info = RecordingInfo(layout.names, layout.shapes, objective, gradient_source, rate, lag=lag)
-    rows = np.zeros((steps, 1 + len(layout.names or ())), row_dtype(info.lag))
-    views = {name: _Steps(x, layout, lengths[name]) for name, x in whole.items()}
-    previous: deque[StepData] = deque(maxlen=lag)
-    for t in range(steps):
-        here = {name: x.at(t) for name, x in views.items()}
-        known = here.get("params")
-        g = here.get("update")
-        if update is None and t < updates and known is not None:
-            after = views["params"].at(t + 1)
-            g = None if after is None else difference(after, known)
-        data = StepData(
-            here.get("grad"), g, None if rate or g is None else known, _at(losses, t), _at(times, t), layout
-        )
-        fill_step(rows[t], t, data, tuple(previous))
-        previous.appendleft(data)
-    return Recording(info, rows)
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """A long vector with a first axis of steps."""
-
-    whole: LongVector
-    layout: Layout
-    length: int
-
-    def at(self, t: int) -> LongVector | None:
-        """Views of one step, None behind the end."""
-        if t >= self.length:
-            return None
-        return LongVector([s[t, ...] for s in self.whole.segments], self.layout, self.whole.dtypes)
-
-
-def _step_layout(x: LongVector, name: str) -> Layout:
-    """Names and shapes at one step."""
-    if not all(x.layout.shapes):
-        raise ValueError(f"expected the first axis of {name} to be the step, got {x.layout}")
-    if len({shape[0] for shape in x.layout.shapes}) > 1:
-        raise ValueError(f"expected the arrays of {name} to have the same number of steps, got {x.layout}")
-    return Layout(x.layout.names, tuple(shape[1:] for shape in x.layout.shapes))
-
-
-def _numbers(x: Any, name: str) -> NDArray[np.float64] | None:
-    """One number for each step."""
-    if x is None:
-        return None
-    array = np.asarray(x.detach().double().cpu() if is_torch(x) else x)
-    if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
-        raise TypeError(f"expected {name} to hold real numbers, got {array.dtype}")
-    if array.ndim != 1:
-        raise ValueError(f"expected {name} to have shape (steps,), got {array.shape}")
-    return array.astype(np.float64)
-
-
-def _at(x: NDArray[np.float64] | None, t: int) -> float:
-    return float(x[t]) if x is not None and t < len(x) else NAN
+    named = candidate_names.checked(candidates)
+    named = candidate_names.inferred(loss, grad) if named is None else named
+    info = RecordingInfo(None, (), objective, gradient_source, rate, lag, candidates=named, scaled=scale is not None)
+    return Recording(*rows_of_arrays(info, params, loss, grad, update, time, scale))

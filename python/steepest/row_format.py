@@ -107,6 +107,8 @@ class RecordingInfo:
         Whether the vectors of the steps are kept beside the rows.
     scaled : bool
         Whether the inner products are in units of the parameters: yy = sum (scale grad)^2, gg = sum (update/scale)^2.
+    scale_crc : int or None
+        Check sum of these units.
     """
 
     names: tuple[str, ...] | None
@@ -119,11 +121,17 @@ class RecordingInfo:
     candidates: tuple[str, ...] | None = None
     keep: Keep = "scalars"
     scaled: bool = False
+    scale_crc: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("objective", self.objective, ("unknown", "fixed"))
         check_choice("gradient_source", self.gradient_source, ("rule", "evaluation", "estimate"))
         check_choice("keep", self.keep, ("scalars", "vectors"))
+
+    @property
+    def width(self) -> int:
+        """Number of rows of a step: one for each block, for each candidate."""
+        return len(self.candidates or ("",)) * (1 + len(self.names or ()))
 
     @property
     def layout(self) -> Layout:
@@ -167,7 +175,7 @@ class RecordingInfo:
                 f"{user.get('schema')!r}: read it with the version that wrote it"
             )
         try:
-            plain = ("objective", "gradient_source", "rate", "lag", "every", "keep", "scaled")
+            plain = ("objective", "gradient_source", "rate", "lag", "every", "keep", "scaled", "scale_crc")
             names, candidates = (None if user[key] is None else tuple(user[key]) for key in ("names", "candidates"))
             shapes = tuple(tuple(shape) for shape in user["shapes"])
             return cls(names, shapes, **{key: user[key] for key in plain}, candidates=candidates)

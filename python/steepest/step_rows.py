@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,10 @@ from steepest.block_products import (
 )
 from steepest.row_format import DTYPE_CODE, NAN, STATUS_CODE
 
-__all__ = ["StepData", "difference", "fill_skipped", "fill_step", "ordered", "part", "scalar_row"]
+__all__ = ["StepData", "coarsest_of_blocks", "difference", "fill_skipped", "fill_step", "ordered", "scalar_row"]
 
 Triple = tuple[float, float, float]
+_ROOT_12 = math.sqrt(12.0)
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,16 @@ class StepData:
 
     Attributes
     ----------
-    grad, update, params : LongVector or None
-        At this step; `params` only if `update` is a difference of parameters.
+    grad, update : LongVector or None
+        At this step.
+    spacings : list of float or None
+        Of the parameters, if `update` is a difference of them: see `rounding_floor.spacing_norms`.
     loss, time : float
         NaN if unknown.
     layout : Layout
         Of all.
+    dtypes : list of str
+        The coarser element type of grad and update in each array, as handed in; empty if both are missing.
     base : list of ndarray, optional
         Diagonal metric of the units, one array for each of the layout.
     decay_share : float
@@ -51,10 +56,11 @@ class StepData:
 
     grad: LongVector | None
     update: LongVector | None
-    params: LongVector | None
+    spacings: list[float] | None
     loss: float
     time: float
     layout: Layout
+    dtypes: list[str]
     base: list[NDArray[Any]] | None = None
     decay_share: float = NAN
 
@@ -87,35 +93,38 @@ def fill_step(
     the products of the whole vector are sums over its arrays.
     """
     lag = _lag(rows)
-    names = data.layout.names
-    single = names is None or len(names) == 1  # one named array is the whole vector
+    names, n_arrays = data.layout.names, len(data.layout.shapes)
     y, g = data.grad, data.update
-    parts = [(y, g, data.base)] if single else [_parts(data, i) for i in range(len(names or ()))]
-    pairs = [pair_of(*part[:2], bool(lag), part[2]) for part in parts]
-    dtypes = [_coarser(*part[:2]) for part in parts]
-    lags: list[list[LagProducts | None]] = [[None] * lag for _ in parts]
+    ys, gs, dtypes = _segments(y, n_arrays), _segments(g, n_arrays), data.dtypes or [""] * n_arrays
+    bases = [None] * n_arrays if data.base is None else data.base
+    tolerances = [0.0 if lag or not dtype else angle_tolerance(dtype) for dtype in dtypes]
+    pairs = list(map(pair_of, ys, gs, tolerances, bases))
+    lags: list[list[LagProducts | None]] = [[None] * lag for _ in pairs]
     for j, before in enumerate(previous[:lag]):
-        if before is None:
-            continue
-        for i, part in enumerate(parts):
-            y0, g0 = (before.grad, before.update) if single else _parts(before, i)[:2]
-            lags[i][j] = lag_of(*part[:2], y0, g0)
-    spacings = [NAN] * len(parts) if data.params is None else _spacings(data.params)
-    if not single:
-        dtypes.insert(0, max(dtypes, key=lambda name: EPSILON.get(name, 0.0)))
-        whole = sum_of_pairs(pairs, angle_tolerance(dtypes[0]) if dtypes[0] else 0.0)
-        pairs.insert(0, pair_of(y, g, bool(lag), data.base) if whole is None else whole)
-        spacings.insert(0, math.hypot(*spacings))
-        of_all = [None if lags[0][j] is None else sum_of_lags([own[j] for own in lags]) for j in range(lag)]  # type: ignore[misc]
-        lags.insert(0, of_all)
-    for block, (p, dtype, spacing) in enumerate(zip(pairs, dtypes, spacings, strict=True)):
-        floor = math.atan2(spacing / math.sqrt(12.0), scaled(math.sqrt(p.gg), p.g_exponent))
-        status = STATUS_CODE[status_of(y is not None, g is not None, p)]
-        rows[block] = (
-            number, status, resumed, DTYPE_CODE.get(dtype, -1), block, data.time, data.loss,
-            *p[:14], floor, data.decay_share, b"", *_lag_fields(lags[block]),
-        )  # fmt: skip
-    if single and names is not None:
+        if before is not None:
+            y0s, g0s = _segments(before.grad, n_arrays), _segments(before.update, n_arrays)
+            for own, products in zip(lags, map(lag_of, ys, gs, y0s, g0s), strict=True):
+                own[j] = products
+    spacings = [NAN] * n_arrays if data.spacings is None else data.spacings
+    if n_arrays > 1:
+        coarsest = max(dtypes, key=EPSILON.__getitem__) if dtypes[0] else ""
+        tolerance = 0.0 if lag or not coarsest else angle_tolerance(coarsest)
+        whole = sum_of_pairs(pairs, tolerance)
+        if whole is None:
+            whole = pair_of(None if y is None else y.segments, None if g is None else g.segments, tolerance, data.base)
+        of_all = [sum_of_lags(one) if None not in one else None for one in map(list, zip(*lags, strict=True))]
+        pairs, dtypes, lags = [whole, *pairs], [coarsest, *dtypes], [of_all, *lags]
+        spacings = [math.hypot(*spacings), *spacings]
+    present = y is not None, g is not None
+    table = []
+    for block, p in enumerate(pairs):
+        floor = math.atan2(spacings[block] / _ROOT_12, scaled(math.sqrt(p.gg), p.g_exponent))
+        table.append((
+            number, STATUS_CODE[status_of(*present, p)], resumed, DTYPE_CODE.get(dtypes[block], -1), block,
+            data.time, data.loss, *p[:14], floor, data.decay_share, b"", *_lag_fields(lags[block]),
+        ))  # fmt: skip
+    rows[: len(table)] = table
+    if n_arrays == 1 and names is not None:  # one named array is the whole vector
         rows[1] = rows[0]
         rows[1]["block"] = 1
 
@@ -192,13 +201,17 @@ def scalar_row(
     )  # fmt: skip
 
 
-def fill_skipped(rows: NDArray[np.void], number: int, time: float, note: bytes, resumed: bool = False) -> None:
+def fill_skipped(
+    rows: NDArray[np.void], blocks: int, number: int, time: float, note: bytes, resumed: bool = False
+) -> None:
     """Write the rows of a step that the training loop skipped.
 
     Parameters
     ----------
-    rows : ndarray, shape (number of blocks,)
+    rows : ndarray, shape (candidates * blocks,)
         Structured, to be written.
+    blocks : int
+        Number of blocks.
     number : int
         Of the step.
     time : float
@@ -211,38 +224,34 @@ def fill_skipped(rows: NDArray[np.void], number: int, time: float, note: bytes, 
     for name in rows.dtype.names or ():
         rows[name] = NAN if rows.dtype[name].base.kind == "f" else 0
     rows["step"], rows["time"], rows["note"], rows["resumed"] = number, time, note, resumed
-    rows["status"], rows["dtype"], rows["block"] = STATUS_CODE["skipped"], -1, np.arange(len(rows))
+    rows["status"], rows["dtype"], rows["block"] = STATUS_CODE["skipped"], -1, np.arange(len(rows)) % blocks
 
 
-def part(x: LongVector, i: int) -> LongVector:
-    """One array of a long vector.
+def coarsest_of_blocks(y: LongVector | None, g: LongVector | None) -> list[str]:
+    """The coarser element type in each array.
 
     Parameters
     ----------
-    x : LongVector
-        All arrays.
-    i : int
-        Which one.
+    y, g : LongVector or None
+        Gradient and update of one layout.
 
     Returns
     -------
-    LongVector
-        The same memory.
+    list of str
+        Empty if both are missing.
     """
-    return LongVector([x.segments[i]], Layout(None, (x.layout.shapes[i],)), (x.dtypes[i],))
+    if y is None or g is None:
+        x = g if y is None else y
+        return [] if x is None else [*x.dtypes]
+    return [a if EPSILON[a] >= EPSILON[b] else b for a, b in zip(y.dtypes, g.dtypes, strict=True)]
 
 
 def _lag(rows: NDArray[np.void]) -> int:
     return rows.dtype["lag_yy"].shape[0] if "lag_yy" in (rows.dtype.names or ()) else 0
 
 
-def _parts(data: StepData, i: int) -> tuple[LongVector | None, LongVector | None, list[Any] | None]:
-    y, g = (None if v is None else part(v, i) for v in (data.grad, data.update))
-    return y, g, None if data.base is None else [data.base[i]]
-
-
-def _coarser(y: LongVector | None, g: LongVector | None) -> str:
-    return max((v.coarsest for v in (y, g) if v is not None), key=EPSILON.__getitem__, default="")
+def _segments(x: LongVector | None, n: int) -> Sequence[NDArray[Any] | None]:
+    return [None] * n if x is None else x.segments
 
 
 def _lag_fields(lags: Sequence[LagProducts | None]) -> tuple[tuple[float, ...], ...]:
@@ -252,49 +261,6 @@ def _lag_fields(lags: Sequence[LagProducts | None]) -> tuple[tuple[float, ...], 
     columns = list(zip(*((MISSING,) * 4 if one is None else one for one in lags), strict=True))
     numbers = (tuple(p[i] for p in column) for column in columns for i in range(3))
     return *numbers, *(tuple(p.exponent for p in column) for column in columns)
-
-
-def _spacings(params: LongVector) -> list[float]:
-    """2-norm of the distances to the next number, for each array."""
-    return [_spacing_norm(s, dtype) for s, dtype in zip(params.segments, params.dtypes, strict=True)]
-
-
-# Of float64 and float32: integers of their width, the bits of the exponent, eps, and what a sum of squares must exceed
-# for numbers without an exponent (zero, subnormal) not to matter.
-_EXPONENT_BITS = {
-    "float64": (np.uint64, np.uint64(0x7FF << 52), 2.0**-52, 1e-270),
-    "float32": (np.uint32, np.uint32(0xFF << 23), 2.0**-23, 1e-55),
-}
-
-
-def _spacing_norm(segment: NDArray[Any], dtype: str) -> float:
-    total = 0.0
-    # In pieces: no second long vector.
-    pieces = np.nditer(segment, flags=["external_loop", "buffered"], order="K", buffersize=1 << 14)
-    for piece in pieces:
-        total = math.hypot(total, _spacing_norm_of_piece(cast("Any", piece), dtype))
-    return total
-
-
-def _spacing_norm_of_piece(x: NDArray[Any], dtype: str) -> float:
-    """2-norm of the spacings; NaN if one is not finite."""
-    if dtype in _EXPONENT_BITS:  # the spacing is eps times the power of two that is left without the mantissa
-        integer, bits, eps, negligible = _EXPONENT_BITS[dtype]
-        power = (x.view(integer) & bits).view(dtype).astype(np.float64, copy=False)
-        with np.errstate(over="ignore", invalid="ignore"):
-            square = float(power @ power)
-        if negligible < square < math.inf:
-            return eps * math.sqrt(square)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dtype == "bfloat16":  # the exponents of float32 and 16 bits less: the numbers lie 2^16 times wider
-            spacing = np.spacing(np.abs(widened(x, dtype)).astype(np.float32)) * np.float64(65536)
-        else:
-            spacing = np.spacing(np.abs(x)).astype(np.float64)
-    largest = float(spacing.max())
-    if not math.isfinite(largest):
-        return NAN
-    spacing /= largest  # squares of subnormal numbers would vanish
-    return largest * math.sqrt(float(spacing @ spacing))
 
 
 def difference(after: LongVector, before: LongVector) -> LongVector:

@@ -26,7 +26,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from steepest import _core
 
-__all__ = ["RecordReader", "RecordWriter", "read_records"]
+__all__ = ["RecordReader", "RecordWriter", "read_records", "sync_folder"]
 
 _META, _RECORDS = "meta.json", "records.bin"
 _FORMAT, _VERSIONS = "steepest-recording", (1,)
@@ -92,7 +92,7 @@ class RecordWriter:
             if sync:
                 os.fsync(self._file.fileno())
                 for folder in (path, path.parent):
-                    _sync_folder(folder)
+                    sync_folder(folder)
         except BaseException:
             self.close()
             raise
@@ -518,7 +518,19 @@ def _whole(file: IO[bytes], count: int, size: int) -> int:
     return 0
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Flush the entries of a folder to the disk, where the file system can.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+
+    Raises
+    ------
+    OSError
+        The disk is failing.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

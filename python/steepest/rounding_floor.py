@@ -1,0 +1,75 @@
+"""What rounding of the parameters does to an update that is a difference of them (theory, section 0)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steepest.arrays import LongVector, widened
+
+__all__ = ["spacing_norms"]
+
+# Of float64 and float32: integers of their width, the bits of the exponent, eps, and what a sum of squares must exceed
+# for numbers without an exponent (zero, subnormal) not to matter.
+_EXPONENT_BITS = {
+    "float64": (np.uint64, np.uint64(0x7FF << 52), 2.0**-52, 1e-270),
+    "float32": (np.uint32, np.uint32(0xFF << 23), 2.0**-23, 1e-55),
+}
+_PIECE = 1 << 16
+
+
+def spacing_norms(params: LongVector, scale: Sequence[NDArray[np.float64]] | None = None) -> list[float]:
+    """2-norm of the distances to the next number, for each array; in pieces, so that no second long vector is made.
+
+    Parameters
+    ----------
+    params : LongVector
+        Parameters before a step.
+    scale : sequence of ndarray, optional
+        Units of the elements, positive, one array for each of `params`.
+
+    Returns
+    -------
+    list of float
+        NaN for an array with NaN or Inf.
+    """
+    scales = [None] * len(params.segments) if scale is None else scale
+    with np.errstate(over="ignore", invalid="ignore"):
+        return [_norm(s, d, u) for s, d, u in zip(params.segments, params.dtypes, scales, strict=True)]
+
+
+def _norm(segment: NDArray[Any], dtype: str, scale: NDArray[np.float64] | None = None) -> float:
+    if segment.size <= _PIECE:
+        return _norm_of_piece(dtype, segment.ravel(), None if scale is None else scale.ravel())
+    total = 0.0
+    operands = [segment] if scale is None else [segment, scale]
+    pieces = np.nditer(operands, ["external_loop", "buffered"], order="K", buffersize=_PIECE)
+    for piece in pieces:
+        one = (piece,) if scale is None else piece
+        total = math.hypot(total, _norm_of_piece(dtype, *cast("Any", one)))
+    return total
+
+
+def _norm_of_piece(dtype: str, x: NDArray[Any], scale: NDArray[np.float64] | None = None) -> float:
+    """NaN if a number is not finite."""
+    if scale is None and dtype in _EXPONENT_BITS:  # the spacing is eps times the number without its mantissa
+        integer, bits, eps, negligible = _EXPONENT_BITS[dtype]
+        power = (x.view(integer) & bits).view(dtype).astype(np.float64, copy=False)
+        square = float(power.dot(power))
+        if negligible < square < math.inf:
+            return eps * math.sqrt(square)
+    if dtype == "bfloat16":  # the exponents of float32 and 16 bits less: the numbers lie 2^16 times wider
+        spacing = np.spacing(np.abs(widened(x, dtype)).astype(np.float32)) * np.float64(65536)
+    else:
+        spacing = np.spacing(np.abs(x)).astype(np.float64)
+    if scale is not None:
+        spacing /= scale
+    largest = float(spacing.max())
+    if not math.isfinite(largest) or largest == 0.0:
+        return largest if largest == 0.0 else math.nan
+    spacing /= largest  # squares of subnormal numbers would vanish
+    return largest * math.sqrt(float(spacing @ spacing))
