@@ -6,6 +6,7 @@ symmetric positive definite metric behind it.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 try:
@@ -23,6 +24,7 @@ from steepest.alignment import Alignment
 from steepest.analysis import Analysis, RunAnalysis, analyze
 from steepest.distance import Distance, distance
 from steepest.errors import NotDescentError
+from steepest.identify import Identification, identify
 from steepest.metric import CanonicalForm, Metric, Spectrum, align, canonical_form, metric
 from steepest.recorder import Recorder
 from steepest.recording import Recording, recording
@@ -32,6 +34,7 @@ __all__ = [
     "Analysis",
     "CanonicalForm",
     "Distance",
+    "Identification",
     "Metric",
     "NotDescentError",
     "Recorder",
@@ -45,6 +48,7 @@ __all__ = [
     "canonical_form",
     "distance",
     "get_num_threads",
+    "identify",
     "metric",
     "pairs",
     "plot",
@@ -54,6 +58,20 @@ __all__ = [
 ]
 
 __version__: str = _core.build_config()["version"]
+
+
+# Modules that need optional packages, or much of them: imported when they are first named.
+_ON_DEMAND = ("optax", "report", "sources", "torch")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_DEMAND:
+        return importlib.import_module(f"steepest.{name}")
+    raise AttributeError(f"module 'steepest' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ON_DEMAND])
 
 
 def build_config() -> dict[str, Any]:
