@@ -382,3 +382,34 @@ def test_cutting_into_segments_changes_no_number(data: st.DataObject) -> None:
     whole = _core.gram([x, y], "exact")
     assert np.array_equal(gram.hi, whole.hi)
     assert np.array_equal(gram.lo, whole.lo)
+
+
+@pytest.mark.parametrize("sizes", [[1], [3, 5], [10_000, 1, 8192, 8193]])
+@pytest.mark.parametrize("dtypes", ["float64", "float32", "mixed"])
+@pytest.mark.parametrize("case", ["random", "parallel", "small", "zero", "nan"])
+def test_all_segments_at_once_are_each_by_itself(sizes: list[int], dtypes: str, case: str) -> None:
+    rng = np.random.default_rng(1)
+    y = [rng.standard_normal(size).astype("f4" if dtypes == "float32" else "f8") for size in sizes]
+    g = [rng.standard_normal(size).astype("f8" if dtypes == "float64" else "f4") for size in sizes]
+    if case == "parallel":  # an angle that the first pass does not settle
+        g = [(-0.25 * x).astype(z.dtype) for x, z in zip(y, g, strict=True)]
+    if case == "small":
+        y = [(x * 1e-30).astype(x.dtype) for x in y]
+    if case == "zero":
+        y[-1][:] = 0
+    if case == "nan":
+        g[0][0] = np.nan
+    tolerances = [1e-13, *(10.0 ** -(12 - i) for i in range(len(sizes)))]
+    rows = _core.segment_angle_grams(y, g, tolerances)
+    parts = [(y, g), *(([a], [b]) for a, b in zip(y, g, strict=True))]
+    for row, (a, b), tolerance in zip(rows, parts, tolerances, strict=True):
+        gram = _core.angle_gram(a, b, None, tolerance)
+        products, exponents_and_angle, finite = gram.pair[:6], gram.pair[6:11], gram.pair[11]
+        low = (gram.lo[0, 0], gram.lo[0, 1], gram.lo[1, 1])
+        np.testing.assert_array_equal(row, [*products[:3], *low, *products[3:], *exponents_and_angle, finite])
+
+
+def test_segments_need_a_tolerance_each() -> None:
+    x = [np.ones(2), np.ones(3)]
+    with pytest.raises(ValueError, match="expected 3 tolerances, one for the whole and one for each segment, got 2"):
+        _core.segment_angle_grams(x, x, [1e-13] * 2)

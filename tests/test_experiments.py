@@ -163,7 +163,7 @@ def test_status_angle_and_cond_are_consistent(result):
         np.testing.assert_array_equal(np.isnan(training.cond), ~ok)
         sine = np.sin(training.angle[ok])
         np.testing.assert_allclose(training.cond[ok], (1 + sine) / (1 - sine), rtol=1e-6)
-        assert training.accuracy_step[-1] == len(training.step) + 1
+        assert training.accuracy_step[-1] == len(training.step)
         assert training.accuracy[-1] == training.final_accuracy
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -358,3 +359,30 @@ def test_the_least_of_everything() -> None:
         x = np.ones(n)
         assert _core.gram([x]).hi[0, 0] == n
         assert doubles(x).size == n
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads the affinity of threads from /proc")
+def test_workers_use_only_the_cpus_of_the_process() -> None:
+    """A worker moves away from the caller's CPU, but never to one that the process was not given."""
+    program = """
+import os, sys
+import numpy as np
+from steepest import _core
+cpus = sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]
+os.sched_setaffinity(0, cpus)
+_core.set_num_threads(3)
+x = np.ones(200_000)
+for _ in range(200):
+    assert _core.gram([x, x]).hi[0, 1] == x.size
+tasks = [int(t) for t in os.listdir("/proc/self/task")]
+assert len(tasks) >= 3, tasks
+for task in tasks:
+    assert os.sched_getaffinity(task) <= set(cpus), (task, os.sched_getaffinity(task), cpus)
+"""
+    for allowed in (1, 2):
+        subprocess.run(
+            [sys.executable, "-c", program, str(allowed)],
+            check=True,
+            timeout=LIMIT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from steepest.arrays import long_vector
 from steepest.recorder import Recorder
 from steepest.recording import Recording, recording
 from steepest.storage import RecordWriter
@@ -257,6 +259,37 @@ def test_vectors_are_there_before_the_row(tmp_path: Path, monkeypatch: pytest.Mo
     assert_step(Recording.open(tmp_path / "run").vectors(1), step_of(1))
 
 
+def test_sync_flushes_vectors_before_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Recorder(tmp_path / "run", keep="vectors", sync=True) as rec:
+        rec.step(**step_of(0))
+        folder, synced, fsync = tmp_path / "run" / "vectors", [], os.fsync
+
+        def spy(descriptor: int) -> None:
+            synced.append(os.fstat(descriptor).st_ino)
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", spy)
+        rec.step(**step_of(1))
+    file = folder / f"{1:012d}.safetensors"
+    assert synced == [p.stat().st_ino for p in (file, folder, tmp_path / "run" / "records.bin")]
+
+
+def test_rows_from_elsewhere_bring_their_vectors(tmp_path: Path) -> None:
+    """As a tracker of an accelerator does it."""
+    plain = Recorder()
+    plain.step(**step_of(0))
+    vectors = [long_vector(step_of(0)[name], name) for name in ("params", "grad", "update")]
+    rows = plain.recording().rows
+    for path in (None, tmp_path / "run"):
+        with Recorder(path, keep="vectors") as rec:
+            rec._append_rows(vectors[0].layout, rows, [(vectors[0], [vectors[1]], vectors[2])])
+            with pytest.raises(ValueError, match="vectors of each step"):
+                rec._append_rows(vectors[0].layout, rows)
+        assert_step(rec.recording().vectors(0), step_of(0))
+    with pytest.raises(ValueError, match="vectors of each step"):
+        Recorder()._append_rows(vectors[0].layout, rows, [(None, [None], None)])
+
+
 def test_resume(tmp_path: Path) -> None:
     with Recorder(tmp_path / "run", keep="vectors") as rec:
         rec.step(**step_of(0))
@@ -281,6 +314,9 @@ def test_vectors_of_candidates(tmp_path: Path) -> None:
         found = rec.recording()
         assert_equal(found.vectors(0).grad, {"error": one["grad"], "energy": one["params"]})
         assert_step(found.candidate("energy").vectors(0), {"grad": one["params"], "update": one["update"]})
+        found.candidate("energy").save(tmp_path / f"energy of {path is None}")
+        saved = Recording.open(tmp_path / f"energy of {path is None}")
+        assert_step(saved.vectors(0), {"grad": one["params"], "update": one["update"]})
         assert list(found.vectors(1).grad) == ["energy"]
         assert found.candidate("error").vectors(1).grad is None
 

@@ -62,26 +62,34 @@ struct Sums {
     bool finite = true;
 };
 
-Sums fast_sums(const std::vector<Scaled>& vectors) {
+// The sums of each block of the fast pass: the inner products, then the squared products.
+struct BlockSums {
+    Partition partition;
+    int pairs;
+    std::vector<double> values;
+};
+
+BlockSums fast_block_sums(const std::vector<Scaled>& vectors) {
     const int k = static_cast<int>(vectors.size()), pairs = n_pairs(k);
-    const Partition partition(*vectors[0].vector);
+    BlockSums found{Partition(*vectors[0].vector), pairs, {}};
+    const Partition& partition = found.partition;
     const HotLoops& loops = hot_loops();
     const bool pair_at_once = k == 2 && direct(vectors[0], vectors[1]);
-    std::vector<double> partial(static_cast<std::size_t>(partition.size()) * (pairs + 1), 0.0);
+    found.values.assign(static_cast<std::size_t>(partition.size()) * (pairs + 1), 0.0);
 
     parallel_for(partition.size(), [&](index_t task) {
         const Block block = partition[task];
-        double* sums = partial.data() + task * (pairs + 1);
+        double* sums = found.values.data() + task * (pairs + 1);
         if (pair_at_once) {
             const Segment &x = vectors[0].vector->segments[block.segment],
                           &y = vectors[1].vector->segments[block.segment];
             const index_t offset = block.begin * itemsize(x.dtype());
-            const PairSums found =
+            const PairSums in_block =
                 loops.pair_sums[dtype_index(x.dtype())](x.data() + offset, y.data() + offset, block.count);
-            sums[0] = found.xx;
-            sums[1] = found.xy;
-            sums[2] = found.yy;
-            sums[3] = found.squared_products;
+            sums[0] = in_block.xx;
+            sums[1] = in_block.xy;
+            sums[2] = in_block.yy;
+            sums[3] = in_block.squared_products;
             return;
         }
         const auto buffers = make_tile_buffers(static_cast<std::size_t>(k));
@@ -95,13 +103,19 @@ Sums fast_sums(const std::vector<Scaled>& vectors) {
             if (k == 2) sums[pairs] += loops.sum_squared_products(tiles[0], tiles[1], count);
         });
     });
+    return found;
+}
 
+// The sums of a run of blocks: of a whole vector, or of one of its segments.
+Sums fast_sums(const BlockSums& blocks, index_t begin, index_t end) {
+    const int pairs = blocks.pairs;
     Sums total;
-    const bool one_block = partition.size() == 1;
-    if (one_block) total.single.assign(partial.begin(), partial.begin() + pairs);
+    const bool one_block = end - begin == 1;
+    const double* first = blocks.values.data() + begin * (pairs + 1);
+    if (one_block) total.single.assign(first, first + pairs);
     else total.pairs.resize(pairs);
-    for (index_t task = 0; task < partition.size(); ++task) {
-        const double* sums = partial.data() + task * (pairs + 1);
+    for (index_t task = begin; task < end; ++task) {
+        const double* sums = blocks.values.data() + task * (pairs + 1);
         for (int pair = 0; pair < pairs; ++pair) {
             if (!std::isfinite(sums[pair])) total.finite = false;
             else if (!one_block) total.pairs[pair].add(sums[pair]);
@@ -261,9 +275,37 @@ Gram exact_gram(const std::vector<Scaled>& vectors) {
 }
 
 Gram scaled_gram(const std::vector<Scaled>& vectors, Precision precision) {
-    if (precision == Precision::fast) return assemble(fast_sums(vectors), vectors, precision);
+    if (precision == Precision::fast) {
+        const BlockSums blocks = fast_block_sums(vectors);
+        return assemble(fast_sums(blocks, 0, blocks.partition.size()), vectors, precision);
+    }
     return assemble(careful_sums(vectors, all_pairs(static_cast<int>(vectors.size())), precision), vectors, precision);
 }
+
+// Whether no square of an inner product over- or underflows in a way that matters.
+bool in_range(const Gram& gram) {
+    bool found = gram.finite;
+    for (int i = 0; i < gram.k && found; ++i) found = within_range(gram.hi[i * gram.k + i]);
+    return found;
+}
+
+// Whether the Gram matrix of a pair settles the sign of y.g, and sine and cosine to the accuracy `tolerance`.
+bool settles_angle(const Gram& gram, double tolerance) {
+    const double yy = gram.hi[0], yg = std::fabs(gram.hi[1]), gg = gram.hi[3];
+    // cos = yg/sqrt(yy gg), sin^2 = 1 - cos^2: their relative errors from the bounds of the three numbers.
+    const double norms = std::sqrt(yy) * std::sqrt(gg), cosine = std::min(1.0, yg / norms);
+    const double relative = 0.5 * (gram.bound[0] / yy + gram.bound[3] / gg);
+    const double error = cosine * relative + gram.bound[1] / norms;
+    const double sine_squared = 1.0 - cosine * cosine;
+    if (!(yg > gram.bound[1])) return false;
+    // Exact sums would not sharpen the sine: hi + lo of a compensated pass is as good.
+    return gram.precision == Precision::compensated ||
+           (error <= tolerance * cosine && cosine * error <= tolerance * sine_squared);
+}
+
+bool has_no_angle(const Gram& gram) { return !gram.finite || gram.hi[0] == 0.0 || gram.hi[3] == 0.0; }
+
+double sign_flip_variance(const Gram& gram) { return gram.squared_products / gram.hi[0] / gram.hi[3]; }
 
 }  // namespace
 
@@ -273,15 +315,12 @@ Gram gram(const std::vector<const Vector*>& vectors, Precision precision) {
     for (const Vector* vector : vectors) scaled.push_back({vector, 0});
     if (precision == Precision::exact) return exact_gram(scaled);
 
-    const int k = static_cast<int>(vectors.size());
     const Gram plain = scaled_gram(scaled, precision);
-    bool in_range = plain.finite;
-    for (int i = 0; i < k && in_range; ++i) in_range = within_range(plain.hi[i * k + i]);
-    if (in_range) return plain;
+    if (in_range(plain)) return plain;
 
     for (Scaled& one : scaled) {
         const double largest = max_abs(*one.vector);
-        if (std::isnan(largest)) return not_finite(k, std::vector<int>(vectors.size(), 0), precision);
+        if (std::isnan(largest)) return not_finite(static_cast<int>(vectors.size()), std::vector<int>(vectors.size(), 0), precision);
         one.exponent = exponent_of(largest);
     }
     return scaled_gram(scaled, precision);
@@ -324,25 +363,42 @@ Gram weighted_gram(const Vector& y, const Vector& g, const Vector& d, Precision 
 
 Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, double tolerance) {
     Gram result;
-    double sign_flip_variance = 0.0;
+    double sign_flips = 0.0;
     for (const Precision precision : {Precision::fast, Precision::compensated, Precision::exact}) {
         if (base != nullptr && precision == Precision::fast) continue;
         result = base == nullptr ? gram({&y, &g}, precision) : weighted_gram(y, g, *base, precision);
-        const double yy = result.hi[0], yg = std::fabs(result.hi[1]), gg = result.hi[3];
-        if (!result.finite || yy == 0.0 || gg == 0.0) return result;
-        if (result.squared_products > 0.0) sign_flip_variance = result.squared_products / yy / gg;
-        result.sign_flip_variance = sign_flip_variance;
-        // cos = yg/sqrt(yy gg), sin^2 = 1 - cos^2: their relative errors from the bounds of the three numbers.
-        const double norms = std::sqrt(yy) * std::sqrt(gg), cosine = std::min(1.0, yg / norms);
-        const double relative = 0.5 * (result.bound[0] / yy + result.bound[3] / gg);
-        const double error = cosine * relative + result.bound[1] / norms;
-        const double sine_squared = 1.0 - cosine * cosine;
-        if (!(yg > result.bound[1])) continue;
-        // Exact sums would not sharpen the sine: hi + lo of a compensated pass is as good.
-        if (precision == Precision::compensated) return result;
-        if (error <= tolerance * cosine && cosine * error <= tolerance * sine_squared) return result;
+        if (has_no_angle(result)) return result;
+        if (result.squared_products > 0.0) sign_flips = sign_flip_variance(result);
+        result.sign_flip_variance = sign_flips;
+        if (settles_angle(result, tolerance)) return result;
     }
     return result;
+}
+
+std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const std::vector<double>& tolerances) {
+    require_same_layout({&y, &g});
+    const std::size_t n_segments = y.segments.size();
+    if (tolerances.size() != n_segments + 1)
+        throw std::invalid_argument("expected " + std::to_string(n_segments + 1) + " tolerances, one for the whole and " +
+                                    "one for each segment, got " + std::to_string(tolerances.size()));
+    const BlockSums blocks = fast_block_sums({{&y, 0}, {&g, 0}});
+    std::vector<Gram> found;
+    // Part 0 is the whole vector. What the common pass does not settle is read again by itself.
+    const auto add = [&](const Vector& y_part, const Vector& g_part, index_t begin, index_t end, double tolerance) {
+        Gram fast = assemble(fast_sums(blocks, begin, end), {{&y_part, 0}, {&g_part, 0}}, Precision::fast);
+        if (in_range(fast) && settles_angle(fast, tolerance)) {
+            fast.sign_flip_variance = sign_flip_variance(fast);
+            found.push_back(std::move(fast));
+        } else {
+            found.push_back(angle_gram(y_part, g_part, nullptr, tolerance));
+        }
+    };
+    add(y, g, 0, blocks.partition.size(), tolerances[0]);
+    for (std::size_t s = 0; s < n_segments; ++s) {
+        const Vector y_part{{y.segments[s]}}, g_part{{g.segments[s]}};
+        add(y_part, g_part, blocks.partition.first_block(s), blocks.partition.first_block(s + 1), tolerances[s + 1]);
+    }
+    return found;
 }
 
 index_t first_not_positive(const Vector& d) {

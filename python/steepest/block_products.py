@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from numpy.typing import NDArray
+
 from steepest import _core
-from steepest.alignment import Status, angle_tolerance
-from steepest.arrays import EPSILON, LongVector
+from steepest.alignment import Status
 
 __all__ = [
     "LagProducts",
@@ -84,6 +85,8 @@ class Pair(NamedTuple):
     careful: bool = True
 
 
+#: One or several arrays, read as one vector; bfloat16 as its bits.
+Vector = NDArray[Any] | list[NDArray[Any]]
 #: grad_t.grad_{t-j}, grad_t.update_{t-j}, update_t.grad_{t-j}, update_t.update_{t-j}
 LagProducts = tuple[Product, Product, Product, Product]
 MISSING = Product(NAN, NAN, NAN)
@@ -110,17 +113,17 @@ def normalized(hi: float, lo: float, bound: float, exponent: int = 0) -> Product
     return Product(total, (hi - (total - added)) + (lo - added), float(bound), exponent)
 
 
-def pair_of(y: LongVector | None, g: LongVector | None, careful: bool, base: list[Any] | None = None) -> Pair:
+def pair_of(y: Vector | None, g: Vector | None, tolerance: float, base: Vector | None = None) -> Pair:
     """Inner products of one block.
 
     Parameters
     ----------
-    y, g : LongVector or None
-        Gradient and update.
-    careful : bool
-        Whether hi + lo is needed to 2^-105, as for the Gram matrix of differences; otherwise the products are as
-        precise as sign and angle need.
-    base : list of ndarray, optional
+    y, g : ndarray, list of ndarray, or None
+        Gradient and update, as the core reads them.
+    tolerance : float
+        Relative accuracy that sine and cosine need (`angle_tolerance`). With 0 all products are from a compensated or
+        exact pass, as for Gram matrices of sums and differences of vectors.
+    base : ndarray or list of ndarray, optional
         Positive diagonal: yy = y^T D^-1 y, gg = g^T D g.
 
     Returns
@@ -129,16 +132,15 @@ def pair_of(y: LongVector | None, g: LongVector | None, careful: bool, base: lis
         Of the block.
     """
     if y is None or g is None:
-        return _one_square(y, g, careful, base)
-    tolerance = 0.0 if careful else angle_tolerance(max((y.coarsest, g.coarsest), key=EPSILON.__getitem__))
+        return _one_square(y, g, tolerance == 0.0, base)
     try:
-        gram = _core.angle_gram(y.segments, g.segments, base, tolerance)
+        gram = _core.angle_gram(y, g, base, tolerance)
     except ValueError:  # the weighted products leave the range of float64
         return Pair(finite=False)
     fast = gram.precision == "fast"
     variance = gram.sign_flip_variance
-    if careful and fast and gram.finite:  # one is zero, which needs no better pass for the angle
-        gram, fast = _core.gram([y.segments, g.segments], "compensated"), False
+    if fast and tolerance == 0.0 and gram.finite:  # one is zero, which needs no better pass for the angle
+        gram, fast = _core.gram([y, g], "compensated"), False
     yy, yg, gg, yy_bound, yg_bound, gg_bound, y_exponent, g_exponent, cosine, sine, _, finite = gram.pair
     (yy_lo, yg_lo), (_, gg_lo) = gram.lo.tolist()
     return Pair(
@@ -147,35 +149,34 @@ def pair_of(y: LongVector | None, g: LongVector | None, careful: bool, base: lis
     )  # fmt: skip
 
 
-def _one_square(y: LongVector | None, g: LongVector | None, careful: bool, base: list[Any] | None) -> Pair:
+def _one_square(y: Vector | None, g: Vector | None, careful: bool, base: Vector | None) -> Pair:
     x = g if y is None else y
     if x is None:
         return Pair()
-    at = 0 if y is not None else 1
-    if base is None:
-        gram = _core.gram([x.segments], "compensated" if careful else "fast")
-        at_gram = 0
-    else:
-        try:
-            gram, at_gram = _core.angle_gram(x.segments, x.segments, base), at
-        except ValueError:
-            return Pair(finite=False)
-    hi, lo, bound = (float(part[at_gram, at_gram]) for part in (gram.hi, gram.lo, gram.bound))
-    careful, exponent = gram.precision != "fast", gram.exponents[at_gram]
+    at = 0
+    try:
+        if base is None:
+            gram = _core.gram([x], "compensated" if careful else "fast")
+        else:
+            gram, at = _core.angle_gram(x, x, base), int(y is None)
+    except ValueError:
+        return Pair(finite=False)
+    hi, lo, bound = (float(part[at, at]) for part in (gram.hi, gram.lo, gram.bound))
+    careful, exponent = gram.precision != "fast", gram.exponents[at]
     # A single vector that is not finite keeps its NaN norm; status says which vector is missing.
-    if at == 0:
+    if y is not None:
         return Pair(yy=hi, yy_lo=lo, yy_bound=bound, y_exponent=exponent, careful=careful)
     return Pair(gg=hi, gg_lo=lo, gg_bound=bound, g_exponent=exponent, careful=careful)
 
 
-def lag_of(y: LongVector | None, g: LongVector | None, y0: LongVector | None, g0: LongVector | None) -> LagProducts:
+def lag_of(y: Vector | None, g: Vector | None, y0: Vector | None, g0: Vector | None) -> LagProducts:
     """Compensated inner products of a step with an earlier one.
 
     Parameters
     ----------
-    y, g : LongVector or None
+    y, g : ndarray, list of ndarray, or None
         Gradient and update of the step.
-    y0, g0 : LongVector or None
+    y0, g0 : ndarray, list of ndarray, or None
         Of the earlier one.
 
     Returns
@@ -184,10 +185,10 @@ def lag_of(y: LongVector | None, g: LongVector | None, y0: LongVector | None, g0
         NaN where a vector is missing.
     """
     there = [(i, x) for i, x in enumerate((y, g, y0, g0)) if x is not None]
-    gram = _core.gram([x.segments for _, x in there], "compensated") if there else None
-    at = {i: k for k, (i, _) in enumerate(there)}
-    if gram is None:
+    if not there:
         return MISSING, MISSING, MISSING, MISSING
+    gram = _core.gram([x for _, x in there], "compensated")
+    at = {i: k for k, (i, _) in enumerate(there)}
     hi, lo, bound, exponents = gram.hi.tolist(), gram.lo.tolist(), gram.bound.tolist(), gram.exponents
 
     def product(i: int, j: int) -> Product:
@@ -224,10 +225,10 @@ def sum_of_pairs(pairs: Sequence[Pair], tolerance: float) -> Pair | None:
         return Pair(finite=False)
     y_exponent = max((p.y_exponent for p in pairs if p.yy > 0.0), default=0)
     g_exponent = max((p.g_exponent for p in pairs if p.gg > 0.0), default=0)
-    yy = _sum([Product(p.yy, p.yy_lo, p.yy_bound, 2 * p.y_exponent) for p in pairs], 2 * y_exponent)
-    gg = _sum([Product(p.gg, p.gg_lo, p.gg_bound, 2 * p.g_exponent) for p in pairs], 2 * g_exponent)
     exponent = y_exponent + g_exponent
+    yy = _sum([Product(p.yy, p.yy_lo, p.yy_bound, 2 * p.y_exponent) for p in pairs], 2 * y_exponent)
     yg = _sum([Product(p.yg, p.yg_lo, p.yg_bound, p.y_exponent + p.g_exponent) for p in pairs], exponent)
+    gg = _sum([Product(p.gg, p.gg_lo, p.gg_bound, 2 * p.g_exponent) for p in pairs], 2 * g_exponent)
     careful = all(p.careful for p in pairs)
     cosine = sine = variance = NAN
     if yy.hi > 0.0 and gg.hi > 0.0:
@@ -307,15 +308,19 @@ def angle_of(yy: Product, yg: Product, gg: Product) -> tuple[float, float]:
     (a, i), (b, j), (c, k) = _integer(yy), _integer(gg), _integer(yg)
     product, square = a * b, c * c
     shift = 2 * k - i - j
-    if shift < -4000:
-        square = 0
-    elif shift < 0:
+    if shift < 0:
         product <<= -shift
     else:
         square <<= shift
-    cosine = math.ldexp(math.isqrt((square << 400) // product), -200)
-    sine = math.ldexp(math.isqrt((max(product - square, 0) << 400) // product), -200)
+    cosine, sine = _root_of_ratio(square, product), _root_of_ratio(max(product - square, 0), product)
     return math.copysign(min(cosine, 1.0), yg.hi), min(sine, 1.0)
+
+
+def _root_of_ratio(a: int, b: int) -> float:
+    """sqrt(a/b) from 65 bits of it at least."""
+    bits = max(0, 132 + b.bit_length() - a.bit_length()) if a else 0
+    bits += bits & 1
+    return math.ldexp(math.isqrt((a << bits) // b), -bits // 2)
 
 
 def _integer(x: Product) -> tuple[int, int]:

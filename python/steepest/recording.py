@@ -43,10 +43,12 @@ class Recording:
     Attributes
     ----------
     info : RecordingInfo
-        Names, shapes, objective, gradient_source, rate, lag, every.
+        Names, shapes, objective, gradient_source, rate, lag, every, candidates, keep, scaled.
     rows : ndarray, shape (len(self), number of blocks)
         The structured array behind everything else, not writeable; its fields are the names that ``recording[name]``
-        accepts (see Notes).
+        accepts (see Notes). With candidates of shape (len(self), number of candidates, number of blocks); what differs
+        between candidates (everything but `step`, `time`, `resumed`, `notes`) is then asked of `candidate`, and raises
+        ValueError here.
 
     Notes
     -----
@@ -449,7 +451,7 @@ class Recording:
             f"objective {self.objective!r}, gradient from the {self.gradient_source}"
             + ", update is a rate" * self.rate
             + ", in units of the parameters" * self.info.scaled
-            + ", with vectors" * self.has_vectors
+            + ", with vectors" * (self.info.keep == "vectors")
             + f", resumed {resumed} times" * (resumed > 0)
             + ")"
         )
@@ -548,7 +550,8 @@ def recording(
 
     Notes
     -----
-    The arrays are read where they lie, a few passes; only the update of one step at a time is formed.
+    The arrays are read where they lie, and stay referenced for `Recording.vectors`. Updates are formed of `params` one
+    step at a time, and stay in memory for `lag` steps.
     An `update` given beside `params` is taken to be a difference of parameters too, so that `Recording.psi_floor`
     holds; leave `params` out where it is not.
 

@@ -19,7 +19,7 @@ _EXPONENT_BITS = {
     "float64": (np.uint64, np.uint64(0x7FF << 52), 2.0**-52, 1e-270),
     "float32": (np.uint32, np.uint32(0xFF << 23), 2.0**-23, 1e-55),
 }
-_PIECE = 1 << 14
+_PIECE = 1 << 16
 
 
 def spacing_norms(params: LongVector, scale: Sequence[NDArray[np.float64]] | None = None) -> list[float]:
@@ -38,10 +38,13 @@ def spacing_norms(params: LongVector, scale: Sequence[NDArray[np.float64]] | Non
         NaN for an array with NaN or Inf.
     """
     scales = [None] * len(params.segments) if scale is None else scale
-    return [_norm(s, d, u) for s, d, u in zip(params.segments, params.dtypes, scales, strict=True)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return [_norm(s, d, u) for s, d, u in zip(params.segments, params.dtypes, scales, strict=True)]
 
 
 def _norm(segment: NDArray[Any], dtype: str, scale: NDArray[np.float64] | None = None) -> float:
+    if segment.size <= _PIECE:
+        return _norm_of_piece(dtype, segment.ravel(), None if scale is None else scale.ravel())
     total = 0.0
     operands = [segment] if scale is None else [segment, scale]
     pieces = np.nditer(operands, ["external_loop", "buffered"], order="K", buffersize=_PIECE)
@@ -56,17 +59,15 @@ def _norm_of_piece(dtype: str, x: NDArray[Any], scale: NDArray[np.float64] | Non
     if scale is None and dtype in _EXPONENT_BITS:  # the spacing is eps times the number without its mantissa
         integer, bits, eps, negligible = _EXPONENT_BITS[dtype]
         power = (x.view(integer) & bits).view(dtype).astype(np.float64, copy=False)
-        with np.errstate(over="ignore", invalid="ignore"):
-            square = float(power @ power)
+        square = float(power.dot(power))
         if negligible < square < math.inf:
             return eps * math.sqrt(square)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dtype == "bfloat16":  # the exponents of float32 and 16 bits less: the numbers lie 2^16 times wider
-            spacing = np.spacing(np.abs(widened(x, dtype)).astype(np.float32)) * np.float64(65536)
-        else:
-            spacing = np.spacing(np.abs(x)).astype(np.float64)
-        if scale is not None:
-            spacing /= scale
+    if dtype == "bfloat16":  # the exponents of float32 and 16 bits less: the numbers lie 2^16 times wider
+        spacing = np.spacing(np.abs(widened(x, dtype)).astype(np.float32)) * np.float64(65536)
+    else:
+        spacing = np.spacing(np.abs(x)).astype(np.float64)
+    if scale is not None:
+        spacing /= scale
     largest = float(spacing.max())
     if not math.isfinite(largest) or largest == 0.0:
         return largest if largest == 0.0 else math.nan

@@ -26,9 +26,10 @@ from steepest.block_products import (
 )
 from steepest.row_format import DTYPE_CODE, NAN, STATUS_CODE
 
-__all__ = ["StepData", "coarsest_of_blocks", "difference", "fill_skipped", "fill_step", "ordered", "part", "scalar_row"]
+__all__ = ["StepData", "coarsest_of_blocks", "difference", "fill_skipped", "fill_step", "ordered", "scalar_row"]
 
 Triple = tuple[float, float, float]
+_ROOT_12 = math.sqrt(12.0)
 
 
 @dataclass(frozen=True)
@@ -92,35 +93,38 @@ def fill_step(
     the products of the whole vector are sums over its arrays.
     """
     lag = _lag(rows)
-    names = data.layout.names
-    single = names is None or len(names) == 1  # one named array is the whole vector
+    names, n_arrays = data.layout.names, len(data.layout.shapes)
     y, g = data.grad, data.update
-    parts = [(y, g, data.base)] if single else [_parts(data, i) for i in range(len(names or ()))]
-    pairs = [pair_of(*part[:2], bool(lag), part[2]) for part in parts]
-    dtypes = [*data.dtypes] or [""] * len(parts)
-    lags: list[list[LagProducts | None]] = [[None] * lag for _ in parts]
+    ys, gs, dtypes = _segments(y, n_arrays), _segments(g, n_arrays), data.dtypes or [""] * n_arrays
+    bases = [None] * n_arrays if data.base is None else data.base
+    tolerances = [0.0 if lag or not dtype else angle_tolerance(dtype) for dtype in dtypes]
+    pairs = list(map(pair_of, ys, gs, tolerances, bases))
+    lags: list[list[LagProducts | None]] = [[None] * lag for _ in pairs]
     for j, before in enumerate(previous[:lag]):
-        if before is None:
-            continue
-        for i, part in enumerate(parts):
-            y0, g0 = (before.grad, before.update) if single else _parts(before, i)[:2]
-            lags[i][j] = lag_of(*part[:2], y0, g0)
-    spacings = [NAN] * len(parts) if data.spacings is None else [*data.spacings]
-    if not single:
-        dtypes.insert(0, max(dtypes, key=EPSILON.__getitem__) if dtypes[0] else "")
-        whole = sum_of_pairs(pairs, angle_tolerance(dtypes[0]) if dtypes[0] else 0.0)
-        pairs.insert(0, pair_of(y, g, bool(lag), data.base) if whole is None else whole)
-        spacings.insert(0, math.hypot(*spacings))
-        of_all = [None if lags[0][j] is None else sum_of_lags([own[j] for own in lags]) for j in range(lag)]  # type: ignore[misc]
-        lags.insert(0, of_all)
-    for block, (p, dtype, spacing) in enumerate(zip(pairs, dtypes, spacings, strict=True)):
-        floor = math.atan2(spacing / math.sqrt(12.0), scaled(math.sqrt(p.gg), p.g_exponent))
-        status = STATUS_CODE[status_of(y is not None, g is not None, p)]
-        rows[block] = (
-            number, status, resumed, DTYPE_CODE.get(dtype, -1), block, data.time, data.loss,
-            *p[:14], floor, data.decay_share, b"", *_lag_fields(lags[block]),
-        )  # fmt: skip
-    if single and names is not None:
+        if before is not None:
+            y0s, g0s = _segments(before.grad, n_arrays), _segments(before.update, n_arrays)
+            for own, products in zip(lags, map(lag_of, ys, gs, y0s, g0s), strict=True):
+                own[j] = products
+    spacings = [NAN] * n_arrays if data.spacings is None else data.spacings
+    if n_arrays > 1:
+        coarsest = max(dtypes, key=EPSILON.__getitem__) if dtypes[0] else ""
+        tolerance = 0.0 if lag or not coarsest else angle_tolerance(coarsest)
+        whole = sum_of_pairs(pairs, tolerance)
+        if whole is None:
+            whole = pair_of(None if y is None else y.segments, None if g is None else g.segments, tolerance, data.base)
+        of_all = [sum_of_lags(one) if None not in one else None for one in map(list, zip(*lags, strict=True))]
+        pairs, dtypes, lags = [whole, *pairs], [coarsest, *dtypes], [of_all, *lags]
+        spacings = [math.hypot(*spacings), *spacings]
+    present = y is not None, g is not None
+    table = []
+    for block, p in enumerate(pairs):
+        floor = math.atan2(spacings[block] / _ROOT_12, scaled(math.sqrt(p.gg), p.g_exponent))
+        table.append((
+            number, STATUS_CODE[status_of(*present, p)], resumed, DTYPE_CODE.get(dtypes[block], -1), block,
+            data.time, data.loss, *p[:14], floor, data.decay_share, b"", *_lag_fields(lags[block]),
+        ))  # fmt: skip
+    rows[: len(table)] = table
+    if n_arrays == 1 and names is not None:  # one named array is the whole vector
         rows[1] = rows[0]
         rows[1]["block"] = 1
 
@@ -242,31 +246,12 @@ def coarsest_of_blocks(y: LongVector | None, g: LongVector | None) -> list[str]:
     return [a if EPSILON[a] >= EPSILON[b] else b for a, b in zip(y.dtypes, g.dtypes, strict=True)]
 
 
-def part(x: LongVector, i: int) -> LongVector:
-    """One array of a long vector.
-
-    Parameters
-    ----------
-    x : LongVector
-        All arrays.
-    i : int
-        Which one.
-
-    Returns
-    -------
-    LongVector
-        The same memory.
-    """
-    return LongVector([x.segments[i]], Layout(None, (x.layout.shapes[i],)), (x.dtypes[i],))
-
-
 def _lag(rows: NDArray[np.void]) -> int:
     return rows.dtype["lag_yy"].shape[0] if "lag_yy" in (rows.dtype.names or ()) else 0
 
 
-def _parts(data: StepData, i: int) -> tuple[LongVector | None, LongVector | None, list[Any] | None]:
-    y, g = (None if v is None else part(v, i) for v in (data.grad, data.update))
-    return y, g, None if data.base is None else [data.base[i]]
+def _segments(x: LongVector | None, n: int) -> Sequence[NDArray[Any] | None]:
+    return [None] * n if x is None else x.segments
 
 
 def _lag_fields(lags: Sequence[LagProducts | None]) -> tuple[tuple[float, ...], ...]:

@@ -41,6 +41,10 @@ Gram weighted_gram(const Vector& y, const Vector& g, const Vector& d, Precision 
 // and cosine of the angle to the relative accuracy `tolerance`, or else the most exact.
 Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, double tolerance);
 
+// The same of the whole pair and then of each segment by itself, in one pass over memory but for those that it does not
+// settle. The numbers are those of `angle_gram`, bit for bit. One tolerance for each result.
+std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const std::vector<double>& tolerances);
+
 // Largest absolute value; NaN if an element is NaN or infinite.
 double max_abs(const Vector& vector);
 

@@ -23,6 +23,7 @@ public:
     explicit Partition(const Vector& vector);
     index_t size() const { return first_block_.back(); }
     Block operator[](index_t block) const;
+    index_t first_block(std::size_t segment) const { return first_block_[segment]; }  // of the end, too
 
 private:
     std::vector<index_t> first_block_;  // for each segment, then the total

@@ -164,7 +164,8 @@ def step_pair_rows(
         dd = known.total(updates, updates)
         yd, yy = known.total(gradients, updates), known.total(gradients, gradients)  # of sums: `count` times the mean
         n, ahead = len(rows), np.minimum(np.arange(len(rows)) + w, len(rows) - 1)
-        dloss = np.where(step[ahead] - step == w, loss[ahead] - loss, np.nan)
+        after = np.where(step[ahead] - step == w, loss[ahead], np.nan)
+        dloss = after - loss
         descent, slope = _descent(known, dd, yd, dloss, count)
         # The Gram determinant, `count`^2 times.
         area = dd.value * yy.value - yd.value * yd.value
@@ -182,7 +183,7 @@ def step_pair_rows(
         across[:, single], area_bound[:, single] = 0.0 * across[:, single], 0.0
         z = descent.value.hi
         product = np.hypot(across, z)
-        code = _status(known, dd, yy, descent, loss, dloss, rows)
+        code = _status(known, dd, yy, descent, loss, after, rows)
         paired = code <= STATUS_CODE["undecided"]
         move = np.sqrt(dd.value.hi)
         nothing = np.full(paired.shape, np.nan)
@@ -225,10 +226,11 @@ def _descent(known: _Rows, dd: _Number, yd: _Number, dloss: Array, count: float)
 
 
 def _status(
-    known: _Rows, dd: _Number, yy: _Number, descent: _Number, loss: Array, dloss: Array, rows: NDArray[np.void]
+    known: _Rows, dd: _Number, yy: _Number, descent: _Number, loss: Array, after: Array, rows: NDArray[np.void]
 ) -> NDArray[np.int8]:
     """ok only where it is certain."""
     code, names = PAIR_STATUS_CODE, rows["status"]
+    dloss = after - loss
     z, d = descent.value.hi, dd.value.hi
     # The sign of the whole vector's is that of dL, also where its scaled number has left the range.
     sign = np.sign(z)
@@ -246,10 +248,9 @@ def _status(
     found = np.where(np.isnan(d), code["no_update"], found)
     for i in range(1, known.pair.window + 1):
         found = np.where(missing & (known.field("status", i) == code["nonfinite"]), code["nonfinite"], found)
-    no_loss = np.isnan(dloss)
+    no_loss = np.isnan(loss) | np.isnan(after)
     found[no_loss] = code["no_loss"]
-    ahead = loss[np.minimum(np.arange(len(loss)) + known.pair.window, len(loss) - 1)]
-    found[np.isinf(dloss) | (no_loss & np.isinf(loss) & np.isinf(ahead))] = code["nonfinite"]
+    found[~no_loss & ~np.isfinite(dloss)] = code["nonfinite"]
     own = [code[name] for name in ("nonfinite", "no_gradient", "no_update", "skipped")]
     return np.where(np.isin(names, own), names, found).astype(np.int8)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -25,6 +25,8 @@ from steepest.experiments.output import name_panel, new_figure, write_csv, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from steepest.analysis import Analysis, RunAnalysis
 
 __all__ = ["LOSSES", "RULES", "FeedbackAlignment", "Training", "figure", "run", "train", "write"]
 
@@ -41,33 +43,25 @@ RATE: dict[Loss, float] = {"squared": 0.05, "cross-entropy": 0.2}
 _CLASSES = 10
 _ROWS = 4000  # images at a time: the block stays in cache between its two products
 _ACCURACY_POINTS = 120
+_POINTS = 10_000  # in a curve: a logarithmic axis shows the first steps one by one
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training run; entry t of an array belongs to step t + 1, before its update.
+    """One training run; entry t of an array belongs to step t, before its update.
 
     Attributes
     ----------
     rule, loss_name : str
     rate : float
         Learning rate.
-    gradient_source : str
-        ``rule``: angles are against the full-batch gradient that the rule consumed.
-    step : ndarray, shape (t,), int64
-        1, 2, ...
-    loss : ndarray, shape (t,), float64
-        Mean over the training set: half the squared error, or the cross-entropy in nats.
-    angle, angle_w1, angle_w2 : ndarray, shape (t,), float64
-        psi between -gradient and update in radians: of all parameters as one vector, and of each layer.
-    status, status_w1 : ndarray, shape (t,), str
-        ``ok`` where a metric exists.
-    cond : ndarray, shape (t,), float64
-        Least condition number of a metric for all parameters; NaN where none exists.
+    analysis : Analysis
+        Of the recording of the run, with the blocks W1 and W2; the loss is the mean over the training set: half the
+        squared error, or the cross-entropy in nats.
     feedback_angle : ndarray, shape (t,), float64
         Angle between W2^T and B in radians: the alignment of forward with feedback weights.
     accuracy_step : ndarray, shape (k,), int64
-        Steps at which `accuracy` was measured; the last is one past the last step.
+        Steps before which `accuracy` was measured; the last is one past the last step.
     accuracy : ndarray, shape (k,), float64
         Fraction of the test set classified correctly.
     final_loss, final_accuracy : float
@@ -77,20 +71,62 @@ class Training:
     rule: str
     loss_name: str
     rate: float
-    gradient_source: str
-    step: NDArray[np.int64]
-    loss: Array
-    angle: Array
-    angle_w1: Array
-    angle_w2: Array
-    status: NDArray[np.str_]
-    status_w1: NDArray[np.str_]
-    cond: Array
+    analysis: Analysis
     feedback_angle: Array
     accuracy_step: NDArray[np.int64]
     accuracy: Array
     final_loss: float
     final_accuracy: float
+
+    @property
+    def course(self) -> RunAnalysis:
+        """The analysis of the one run."""
+        return self.analysis["run"]
+
+    @property
+    def gradient_source(self) -> str:
+        """``rule``: angles are against the full-batch gradient that the rule consumed."""
+        return self.course.gradient_source
+
+    @property
+    def step(self) -> NDArray[np.int64]:
+        """0, 1, ...: shape (t,)."""
+        return self.course.step
+
+    @property
+    def loss(self) -> Array:
+        """Mean loss before each step: shape (t,)."""
+        return self.course["loss"]
+
+    @property
+    def angle(self) -> Array:
+        """Angle psi between -gradient and update in radians, of all parameters as one vector: shape (t,)."""
+        return self.course["psi"][:, 0]
+
+    @property
+    def angle_w1(self) -> Array:
+        """The same of W1 alone: shape (t,)."""
+        return self.course["psi"][:, 1]
+
+    @property
+    def angle_w2(self) -> Array:
+        """The same of W2 alone: shape (t,)."""
+        return self.course["psi"][:, 2]
+
+    @property
+    def status(self) -> NDArray[np.str_]:
+        """``ok`` where a metric exists for all parameters: shape (t,)."""
+        return self.course["status"][:, 0]
+
+    @property
+    def status_w1(self) -> NDArray[np.str_]:
+        """The same for W1 alone: shape (t,)."""
+        return self.course["status"][:, 1]
+
+    @property
+    def cond(self) -> Array:
+        """Least condition number of a metric for all parameters; NaN where none exists: shape (t,)."""
+        return self.course["cond_min"][:, 0]
 
     @property
     def n_without_metric(self) -> int:
@@ -103,8 +139,10 @@ class Training:
         return int(np.count_nonzero(self.status_w1 != "ok"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields as a dictionary, arrays as they are."""
-        return asdict(self)
+        """Numbers and arrays by name."""
+        names = "rule loss_name rate gradient_source step loss angle angle_w1 angle_w2 status status_w1 cond"
+        names += " feedback_angle accuracy_step accuracy final_loss final_accuracy"
+        return {name: getattr(self, name) for name in names.split()}
 
 
 @dataclass(frozen=True)
@@ -133,9 +171,8 @@ class FeedbackAlignment:
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as a dictionary, trainings as a list of dictionaries, arrays as they are."""
-        fields = asdict(self)
-        fields["trainings"] = list(fields["trainings"])
-        return fields
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return own | {"trainings": [training.to_dict() for training in self.trainings]}
 
 
 class _Objective(Protocol):
@@ -235,7 +272,7 @@ def train(
     accuracy: Callable[[Array], float],
     progress: Progress | None = None,
 ) -> Training:
-    """Train ``W2 W1 x`` by full-batch descent and align every update with the gradient.
+    """Train ``W2 W1 x`` by full-batch descent, record every step, and analyse the recording.
 
     Parameters
     ----------
@@ -274,15 +311,14 @@ def train(
     W1, W2 = (array.copy() for array in weights)
     # Equally spaced in the logarithm of the step: most of the change is early.
     measured = np.unique(np.geomspace(1, n_steps, _ACCURACY_POINTS).round().astype(np.int64))
-    loss, cond, feedback_angle = np.empty(n_steps), np.empty(n_steps), np.empty(n_steps)
-    angle, angle_w1, angle_w2 = np.empty(n_steps), np.empty(n_steps), np.empty(n_steps)
-    status, status_w1 = [], []
+    feedback_angle = np.empty(n_steps)
+    recorder = steepest.Recorder(objective="fixed")
     accuracies = []
     due = set(measured.tolist())
     for t in range(n_steps):
         F = W2 @ W1
-        loss[t], E = objective(F)
-        if not math.isfinite(loss[t]):
+        loss, E = objective(F)
+        if not math.isfinite(loss):
             raise ValueError(f"{rule} diverged at step {t + 1} ({loss_name} loss): lower the rate, now {rate}")
         if t + 1 in due:
             accuracies.append(accuracy(F))
@@ -290,12 +326,7 @@ def train(
         backward = feedback if rule == "feedback alignment" else W2.T
         update = {"W1": -rate * (backward @ E), "W2": -rate * grad["W2"]}
 
-        whole = steepest.align(grad, update)
-        layers = steepest.align(grad, update, blocks="separate")
-        angle[t], angle_w1[t], angle_w2[t] = whole.angle, layers["W1"].angle, layers["W2"].angle
-        cond[t] = whole.cond_min if whole.status == "ok" else math.nan
-        status.append(whole.status)
-        status_w1.append(layers["W1"].status)
+        recorder.step(params={"W1": W1, "W2": W2}, loss=loss, grad=grad, update=update)
         feedback_angle[t] = _angle(W2.T, feedback)
 
         W1 += update["W1"]
@@ -308,17 +339,9 @@ def train(
         rule=rule,
         loss_name=loss_name,
         rate=rate,
-        gradient_source="rule",
-        step=np.arange(1, n_steps + 1),
-        loss=loss,
-        angle=angle,
-        angle_w1=angle_w1,
-        angle_w2=angle_w2,
-        status=np.array(status),
-        status_w1=np.array(status_w1),
-        cond=cond,
+        analysis=steepest.analyze(recorder),
         feedback_angle=feedback_angle,
-        accuracy_step=np.append(measured, n_steps + 1),
+        accuracy_step=np.append(measured - 1, n_steps),
         accuracy=np.append(accuracies, final_accuracy),
         final_loss=final_loss,
         final_accuracy=final_accuracy,
@@ -365,8 +388,10 @@ def run(
     ValueError
         Unknown loss, a number that is not positive, or a loss that diverges.
 
-    Notes ----- A step costs O(classes * inputs^2) under the squared loss, whose full batch enters through its
-    second moments, and O(classes * inputs * images) under cross-entropy.
+    Notes
+    -----
+    A step costs O(classes * inputs^2) under the squared loss, whose full batch enters through its second moments, and
+    O(classes * inputs * images) under cross-entropy.
 
     Examples
     --------
@@ -435,7 +460,7 @@ def write(result: FeedbackAlignment, folder: Path) -> list[Path]:
         prefix = f"{training.rule}_{training.loss_name}".replace(" ", "_").replace("-", "_")
         arrays |= {f"{prefix}_{name}": value for name, value in training.to_dict().items()}
         accuracy = np.full(len(training.step), math.nan)
-        accuracy[training.accuracy_step[:-1] - 1] = training.accuracy[:-1]
+        accuracy[training.accuracy_step[:-1]] = training.accuracy[:-1]
         n_rows = len(training.step)
         rows: dict[str, Any] = {
             "loss_name": [training.loss_name] * n_rows,
@@ -472,26 +497,25 @@ def figure(result: FeedbackAlignment) -> Figure:
     ImportError
         matplotlib is not installed: ``pip install "steepest[experiments]"``.
     """
-    from steepest.plot.style import BLUE, GREEN, GREY, ORANGE, STYLE, VERMILION, import_matplotlib
+    from steepest import plot
+    from steepest.plot.style import GREEN, GREY, STYLE, import_matplotlib, line_style
 
-    colours = {"feedback alignment": VERMILION, "backpropagation": BLUE}
     names = list(dict.fromkeys(training.loss_name for training in result.trainings))
     with import_matplotlib().rc_context(STYLE):
-        fig = new_figure(10.0, 2.5 * len(names))
+        fig = new_figure(10.0, 2.6 * len(names))
         grid = fig.subplots(len(names), 4, squeeze=False)
         for (loss, accuracy, angle, cond), name in zip(grid, names, strict=True):
-            runs = [training for training in result.trainings if training.loss_name == name]
-            for training in runs:
-                colour = colours[training.rule]
-                loss.semilogx(training.step, training.loss, color=colour, label=training.rule)
-                accuracy.semilogx(training.accuracy_step, 100 * training.accuracy, color=colour)
-                if training.rule == "backpropagation":
-                    angle.semilogx(training.step, np.degrees(training.angle), color=colour)
-                cond.loglog(training.step, training.cond, color=colour)
+            trainings = {training.rule: training for training in result.trainings if training.loss_name == name}
+            runs = steepest.Analysis({rule: training.course for rule, training in trainings.items()})
+            aligned = trainings["feedback alignment"]
+
+            plot.loss(runs, loss, max_points=_POINTS)
             unit = "nats" if name == "cross-entropy" else "half squared error"
-            loss.set(ylabel=f"training loss ({unit})", title=f"{name} loss, {result.dataset}")
+            loss.set(ylabel=f"training loss ({unit})", title=f"{name} loss, {result.dataset}", yscale="linear")
             loss.set_ylim(bottom=0)
-            loss.legend(loc="lower left")
+
+            for position, training in enumerate(trainings.values()):
+                accuracy.plot(training.accuracy_step, 100 * training.accuracy, **line_style(position))
             if name == "squared":
                 accuracy.axhline(100 * result.least_squares_accuracy, color=GREY, linewidth=0.8, linestyle=":")
                 accuracy.annotate(
@@ -500,37 +524,27 @@ def figure(result: FeedbackAlignment) -> Figure:
                 )  # fmt: skip
             accuracy.set(ylabel="correct (%)", ylim=(0, 100), title="test accuracy")
 
-            fa = next(training for training in runs if training.rule == "feedback alignment")
-            for values, colour, style, label in (
-                (fa.angle, VERMILION, "-", r"$\psi$, all weights"),
-                (fa.angle_w1, ORANGE, (0, (4, 1.5)), r"$\psi$, $W_1$"),
-                (fa.angle_w2, "black", (0, (1, 2)), r"$\psi$, $W_2$"),
-                (fa.feedback_angle, GREEN, (0, (6, 1.5, 1, 1.5)), r"$W_2^{\mathsf{T}}$ from $B$"),
-            ):
-                angle.semilogx(fa.step, np.degrees(values), color=colour, linestyle=style, label=label)
-            cond_marks = fa.step[fa.status != "ok"]
-            if len(cond_marks):
-                cond.plot(
-                    cond_marks, np.full(len(cond_marks), 0.97), "|", transform=cond.get_xaxis_transform(),
-                    color="black", markersize=6,
-                )  # fmt: skip
-            top = float(np.nanmax(fa.cond, initial=10.0))
-            cond.set(ylabel="least condition number", ylim=(0.7, 4 * top), title="condition number")
+            plot.angle(runs, angle, runs=("feedback alignment",), blocks=None, max_points=_POINTS)
+            angle.plot(
+                aligned.step, np.degrees(aligned.feedback_angle), color=GREEN, linestyle=(0, (6, 1.5, 1, 1.5)),
+                label=r"$W_2^{\mathsf{T}}$ from $B$",
+            )  # fmt: skip
+            angle.legend(loc="center left", bbox_to_anchor=(0.0, 0.23), labelspacing=0.2, handlelength=2.2)
+            angle.set_title("", loc="left")
+            angle.set(ylabel="angle (degrees)", ylim=(-3, 100), title=r"feedback alignment: $\psi$ to −gradient")
+
+            plot.cond(runs, cond, max_points=_POINTS)
+            top = float(np.nanmax(aligned.cond, initial=10.0))
+            cond.set(ylabel="least condition number", ylim=(0.7, 4 * top), yscale="log", title="condition number")
+            if cond.get_legend() is not None:
+                cond.get_legend().remove()
             cond.annotate(
-                f"steps without a metric:\n{fa.n_without_metric} of {len(fa.step)} (all weights)\n"
-                f"{fa.n_without_metric_w1} of {len(fa.step)} ($W_1$ alone)", (1.0, 0.93),
+                f"steps without a metric:\n{aligned.n_without_metric} of {len(aligned.step)} (all weights)\n"
+                f"{aligned.n_without_metric_w1} of {len(aligned.step)} ($W_1$ alone)", (1.0, 0.93),
                 xycoords="axes fraction", ha="right", va="top", fontsize=7,
             )  # fmt: skip
-            angle.set(
-                ylabel="angle (degrees)",
-                ylim=(-3, 100),
-                yticks=(0, 30, 60, 90),
-                title=r"angle $\psi$ to −gradient",
-            )
-            angle.axhline(90, color="black", linewidth=0.5)
             for panel in (loss, accuracy, angle, cond):
-                panel.set(xlabel="step", xlim=(1, fa.step[-1]))
-        grid[0, 2].legend(loc="upper right", bbox_to_anchor=(1.02, 0.91), labelspacing=0.2, handlelength=2.2)
+                panel.set(xlabel="step", xscale="log", xlim=(1, max(len(aligned.step) - 1, 2)))
         for letter, panel in zip("abcdefgh", grid.ravel(), strict=False):
             name_panel(panel, letter)
     return fig

@@ -24,6 +24,8 @@ from steepest.spectral import optimal_condition_number, optimal_eigenvalues
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from steepest.analysis import Analysis, RunAnalysis
+
 __all__ = [
     "LTI",
     "EigenvalueCurves",
@@ -44,40 +46,59 @@ _START = (1.0, -1.0, 1.5)
 
 @dataclass(frozen=True)
 class LTI:
-    """A trajectory of ``theta' = A theta`` and, at each time, its condition-optimal metric.
+    """A trajectory of ``theta' = A theta`` with its analysis.
 
     Attributes
     ----------
     A, P : ndarray, shape (n, n), float64
         System matrix, and the matrix of the Lyapunov function.
-    time : ndarray, shape (t,), float64
-        In the unit of time of A.
     state : ndarray, shape (t, n), float64
-    loss : ndarray, shape (t,), float64
-        ``theta^T P theta / 2``.
-    angle : ndarray, shape (t,), float64
-        psi between -grad and the rate theta', in radians.
-    eigenvalues : ndarray, shape (t, 3), float64
-        Smallest, middle (multiplicity n - 2) and largest eigenvalue of the metric.
-    cond : ndarray, shape (t,), float64
-        Condition number of the metric.
+    analysis : Analysis
+        Of the recording of states, Lyapunov function, its gradient and the rate theta'.
     residual : ndarray, shape (t,), float64
         ``|M^{-1} (-grad) - A theta| / |A theta|``, with M^{-1} applied matrix-free.
     """
 
     A: Array
     P: Array
-    time: Array
     state: Array
-    loss: Array
-    angle: Array
-    eigenvalues: Array
-    cond: Array
+    analysis: Analysis
     residual: Array
 
+    @property
+    def course(self) -> RunAnalysis:
+        """The analysis of the one run."""
+        return self.analysis["run"]
+
+    @property
+    def time(self) -> Array:
+        """In the unit of time of A: shape (t,)."""
+        return self.course["time"]
+
+    @property
+    def loss(self) -> Array:
+        """``theta^T P theta / 2``: shape (t,)."""
+        return self.course["loss"]
+
+    @property
+    def angle(self) -> Array:
+        """Angle psi between -grad and the rate theta', in radians: shape (t,)."""
+        return self.course["psi"][:, 0]
+
+    @property
+    def eigenvalues(self) -> Array:
+        """Smallest, middle (n - 2 times) and largest eigenvalue of the condition-optimal metric: shape (t, 3)."""
+        return np.column_stack([self.course[name][:, 0] for name in ("lam_min", "alpha", "lam_max")])
+
+    @property
+    def cond(self) -> Array:
+        """Condition number of that metric: shape (t,)."""
+        return self.course["cond_min"][:, 0]
+
     def to_dict(self) -> dict[str, Any]:
-        """Fields as a dictionary, arrays as they are."""
-        return asdict(self)
+        """All arrays by name."""
+        names = ("A", "P", "time", "state", "loss", "angle", "eigenvalues", "cond", "residual")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -190,9 +211,11 @@ def run(
         A is not square or has n < 3; A is not Hurwitz; `start` is of the wrong shape or zero; `duration` is
         not positive; `n_steps` < 2.
 
-    Notes ----- The states come from the exponential of one step, exact up to rounding. P solves the Lyapunov
-    equation with Q = I (``scipy.linalg.solve_continuous_lyapunov``). The rate A theta stands for the update:
-    a step size only rescales M. Cost is O(n^3), and O(n^2) per time.
+    Notes
+    -----
+    The states come from the exponential of one step, exact up to rounding. P solves the Lyapunov equation with Q = I
+    (``scipy.linalg.solve_continuous_lyapunov``). The rate A theta stands for the update: a step size only rescales M.
+    Cost is O(n^3), and O(n^2) per time.
 
     Examples
     --------
@@ -228,18 +251,16 @@ def run(
     for t in range(1, n_steps):
         state[t] = propagator @ state[t - 1]
     grad, rate = state @ P, state @ A.T
-
-    angle, cond, residual = np.empty(n_steps), np.empty(n_steps), np.empty(n_steps)
-    eigenvalues = np.empty((n_steps, 3))
-    for t in range(n_steps):
-        M = steepest.metric(grad[t], rate[t])
-        values = M.spectrum().values
-        angle[t] = M.alignment.angle
-        eigenvalues[t] = values[0], M.alpha, values[-1]
-        cond[t] = M.cond()
-        residual[t] = np.linalg.norm(M.solve(-grad[t]) - rate[t]) / np.linalg.norm(rate[t])
     loss = 0.5 * np.einsum("ti,ti->t", state, grad)
-    return LTI(A, P, time, state, loss, angle, eigenvalues, cond, residual)
+    recording = steepest.recording(
+        params=state, loss=loss, grad=grad, update=rate, time=time, rate=True, objective="fixed"
+    )
+    analysis = steepest.analyze(recording)
+    residual = np.empty(n_steps)
+    for t in range(n_steps):
+        M = analysis["run"].metric(t)
+        residual[t] = np.linalg.norm(M.solve(-grad[t]) - rate[t]) / np.linalg.norm(rate[t])
+    return LTI(A, P, state, analysis, residual)
 
 
 def write(result: LTI, curves: EigenvalueCurves, folder: Path) -> list[Path]:
@@ -277,6 +298,7 @@ def figure(result: LTI, curves: EigenvalueCurves) -> Figure:
     ImportError
         matplotlib is not installed: ``pip install "steepest[experiments]"``.
     """
+    from steepest import plot
     from steepest.plot.style import BLUE, GREEN, STYLE, VERMILION, import_matplotlib
 
     with import_matplotlib().rc_context(STYLE):
@@ -299,15 +321,13 @@ def figure(result: LTI, curves: EigenvalueCurves) -> Figure:
         for panel in (spectrum, condition):
             panel.set(xlabel=r"angle $\psi$ (degrees)", xlim=(-90, 90), xticks=(-90, -45, 0, 45, 90))
 
-        loss.semilogy(result.time, result.loss, color="black")
-        loss.set(ylabel=r"loss $\frac{1}{2}\theta^{\mathsf{T}}P\theta$", title="Lyapunov function")
-        angle.plot(result.time, np.degrees(result.angle), color="black")
-        angle.set(
-            ylabel=r"angle $\psi$ (degrees)",
-            ylim=(0, 90),
-            yticks=(0, 30, 60, 90),
-            title=r"angle of $A\theta$ to −gradient",
-        )
+        plot.loss(result.analysis, loss, x="time")
+        loss.set(ylabel=r"loss $\frac{1}{2}\theta^{\mathsf{T}}P\theta$", yscale="log")
+        plot.angle(result.analysis, angle, x="time", null="isotropic")
+        angle.set(ylabel=r"angle $\psi$ (degrees)", ylim=(0, 90), yticks=(0, 30, 60, 90))
+        for panel, title in ((loss, "Lyapunov function"), (angle, r"angle of $A\theta$ to −gradient")):
+            panel.set_title("", loc="left")
+            panel.set_title(title)
         for index, (name, colour, style) in enumerate(zip(names, colours, styles, strict=True)):
             eigenvalues.semilogy(
                 result.time, result.eigenvalues[:, 2 - index], linestyle=style, color=colour, label=name
@@ -349,8 +369,7 @@ def geometry_figure(result: LTI) -> Figure:
         panels = fig.subplots(1, 4)
         wanted = np.linspace(result.angle.min(), min(result.angle.max(), math.radians(80.0)), len(panels))
         steps = [int(np.abs(result.angle - angle).argmin()) for angle in wanted]
-        theta = result.state[steps]
-        geometry([steepest.align(result.P @ x, result.A @ x) for x in theta], ax=panels)
+        geometry([result.course.metric(step) for step in steps], ax=panels)
         for panel, step in zip(panels, steps, strict=True):
             panel.set_title(f"time {result.time[step]:.2f}\n{panel.get_title()}")
     return fig
