@@ -89,6 +89,17 @@ def test_long_runs_are_thinned_to_medians_and_ranges():
         np.testing.assert_allclose([value, low, high], [np.median(part), part.min(), part.max()], rtol=1e-12)
 
 
+def test_quartiles_instead_of_the_range():
+    recording = repeated(momentum_run(50), 20)
+    psi = np.degrees(recording.angle[:, 0])
+    analysis = steepest.analyze(recording, pair="continuous")
+    (curve,) = plot.angle_data(analysis, max_points=10, band="quartiles").angle
+    for part, low, high in zip(np.split(psi, 10), curve.low, curve.high, strict=True):
+        np.testing.assert_allclose([low, high], np.percentile(part, [25, 75]), rtol=1e-12)
+    with pytest.raises(ValueError, match="expected band to be 'range' or 'quartiles', got 'sd'"):
+        plot.cond(analysis, band="sd")
+
+
 def test_no_value_is_lost_by_thinning():
     recording = repeated(momentum_run(50), 40)
     rows = recording.rows.copy()
@@ -159,6 +170,19 @@ def test_marks_say_which_steps_are_not_ok_and_how_many():
     (mark,) = [mark for mark in plot.loss_data(long).marks if mark.status == "ascent"]
     assert mark.steps == 100 * len(ascents)
     assert len(mark.x) <= MAX_MARKS
+    # A mark is as dark as the status is frequent in its part of the run.
+    parts = np.array_split(long.runs["run"]["status"][:, 0] == "ascent", MAX_MARKS)
+    np.testing.assert_allclose(mark.share, [part.mean() for part in parts if part.any()])
+
+
+def test_marks_of_several_runs_have_a_line_each():
+    runs = {"a": momentum_run(60, skip_at=(3,)), "b": momentum_run(60, seed=2), "c": momentum_run(60, beta=0.0)}
+    ax = plot.loss(steepest.analyze(runs, pair="continuous"))
+    heights = {tuple(row[:3]): set() for row in (c.get_facecolor()[0] for c in ax.collections)}
+    for collection in ax.collections:
+        heights[tuple(collection.get_facecolor()[0][:3])] |= set(collection.get_offsets()[:, 1])
+    assert sorted(len(found) for found in heights.values()) == [1, 1]  # c goes downhill throughout
+    assert len(set.union(*heights.values())) == 2
 
 
 def test_cond_is_the_function_of_the_angle():

@@ -46,7 +46,7 @@ def draw_curves(ax: Axes, drawn: Sequence[Curve], *, named: bool | None = None) 
 def draw_marks(ax: Axes, marks: Sequence[Marks], runs: Sequence[str]) -> None:
     """Draw the marks, each status with its sign, and count its steps (of all runs together) in the legend.
 
-    Of one run they lie on its curve, or at the lower edge; of several runs each has a line of its own at the upper edge,
+    Of one run they lie on its curve, or at the lower edge; of several runs each has its own line at the upper edge,
     in the colour of its curve.
 
     Parameters
@@ -80,7 +80,7 @@ def draw_marks(ax: Axes, marks: Sequence[Marks], runs: Sequence[str]) -> None:
 
 def _scatter(ax: Axes, x: Any, y: Any, share: Any, sign: str, colour: str, **options: Any) -> None:
     if len(x):
-        colours = import_matplotlib().colors.to_rgba_array([colour] * len(x), np.clip(share, 0.15, 1.0))
+        colours = import_matplotlib().colors.to_rgba_array([colour] * len(x), np.clip(share, 0.3, 1.0))
         width = 0.7 if sign in "|_1" else 0.0
         ax.scatter(x, y, s=12.0, marker=cast("Any", sign), c=colours, linewidths=width, zorder=4, **options)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from steepest.report.facts import Facts
+from steepest.report.facts import Facts, affordable
 
 if TYPE_CHECKING:
     from steepest.analysis import RunAnalysis
@@ -283,6 +283,8 @@ def cannot_say(runs: Mapping[str, RunAnalysis], *, identified: bool) -> list[str
         said.append("Angles against different gradients are not comparable; compare runs with the same source only.")
     if any(run.info.lag == 0 for run in analyses):
         said.append("How fast the geometry moves is known only for recordings made with lag=1 or more.")
+    if any(run.info.lag > 0 and not affordable(run) for run in analyses):
+        said.append("How fast the geometry moves was not computed for this page, since the runs are long.")
     if any(run.info.objective != "fixed" for run in analyses):
         said.append(
             "Where losses may belong to different mini-batches, how they change from step to step is partly noise."
