@@ -137,7 +137,7 @@ SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, con
     const HotLoops& loops = hot_loops();
     std::vector<double> partial(static_cast<std::size_t>(partition.size() * m * k * 2), 0.0);
 
-    parallel_for(partition.size(), [&](index_t task) {
+    parallel_for(partition, [&](index_t task) {
         const Block block = partition[task];
         double* block_sums = partial.data() + task * m * k * 2;
         const bool scaled = x_exponents != nullptr;
@@ -281,7 +281,7 @@ void combine(const Base& base, double factor, const std::vector<Column>& columns
     for (index_t j = 0; j < k; ++j)
         for (index_t r = 0; r < m; ++r) row_weights.push_back(weights(j, r));
 
-    parallel_for(partition.size(), [&](index_t task) {
+    parallel_for(partition, [&](index_t task) {
         const Block block = partition[task];
         bool typed = !scaled;
         for (index_t r = 0; r < m && typed; ++r) {
@@ -356,7 +356,7 @@ void combine_twofold(double factor, const std::vector<Column>& columns, const Sm
             low(j, r) = std::ldexp(coefficients(j, r).lo, power);
         }
 
-    parallel_for(partition.size(), [&](index_t task) {
+    parallel_for(partition, [&](index_t task) {
         const Block block = partition[task];
         ColumnTiles tiles(identity, columns, scaled);
         TileBuffer input, result;

@@ -77,7 +77,7 @@ BlockSums fast_block_sums(const std::vector<Scaled>& vectors) {
     const bool pair_at_once = k == 2 && direct(vectors[0], vectors[1]);
     found.values.assign(static_cast<std::size_t>(partition.size()) * (pairs + 1), 0.0);
 
-    parallel_for(partition.size(), [&](index_t task) {
+    parallel_for(partition, [&](index_t task) {
         const Block block = partition[task];
         double* sums = found.values.data() + task * (pairs + 1);
         if (pair_at_once) {
@@ -404,7 +404,7 @@ std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const st
 index_t first_not_positive(const Vector& d) {
     const Partition partition(d);
     std::vector<index_t> partial(static_cast<std::size_t>(partition.size()), -1);
-    parallel_for(partition.size(), [&](index_t task) {
+    parallel_for(partition, [&](index_t task) {
         const Block block = partition[task];
         const auto buffer = make_tile_buffers(1);
         for_each_tile(block, [&](index_t begin, index_t count) {
@@ -425,7 +425,7 @@ index_t first_not_positive(const Vector& d) {
 double max_abs(const Vector& vector) {
     const Partition partition(vector);
     std::vector<double> partial(static_cast<std::size_t>(partition.size()), 0.0);
-    parallel_for(partition.size(), [&](index_t task) {
+    parallel_for(partition, [&](index_t task) {
         const Block block = partition[task];
         const auto buffer = make_tile_buffers(1);
         double largest = 0.0;

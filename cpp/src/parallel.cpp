@@ -40,6 +40,12 @@ Block Partition::operator[](index_t block) const {
     return {segment, begin, std::min(block_size, sizes_[segment] - begin)};
 }
 
+index_t Partition::whole_blocks() const {
+    index_t elements = 0;
+    for (const index_t size : sizes_) elements += size;
+    return (elements + block_size - 1) / block_size;
+}
+
 namespace {
 
 constexpr int max_threads = 256;
@@ -229,11 +235,14 @@ void set_num_threads(int n) {
     thread_count().store(std::min(n, max_threads));
 }
 
-void parallel_for(index_t n_tasks, const std::function<void(index_t)>& work) {
+namespace {
+
+// `worth` is the number of tasks of ordinary size that the work amounts to.
+void run(index_t n_tasks, index_t worth, const std::function<void(index_t)>& work) {
     Job job;
     job.work = &work;
     job.n_tasks = n_tasks;
-    const int helpers = static_cast<int>(std::min<index_t>(get_num_threads(), n_tasks / tasks_per_thread)) - 1;
+    const int helpers = static_cast<int>(std::min<index_t>(get_num_threads(), worth / tasks_per_thread)) - 1;
     if (helpers < 1 || pool().busy.test_and_set(std::memory_order_acquire)) {
         job.run();
     } else {
@@ -241,6 +250,14 @@ void parallel_for(index_t n_tasks, const std::function<void(index_t)>& work) {
         pool().busy.clear(std::memory_order_release);
     }
     if (job.failed) std::rethrow_exception(job.error);
+}
+
+}  // namespace
+
+void parallel_for(index_t n_tasks, const std::function<void(index_t)>& work) { run(n_tasks, n_tasks, work); }
+
+void parallel_for(const Partition& partition, const std::function<void(index_t)>& work) {
+    run(partition.size(), std::min(partition.size(), partition.whole_blocks()), work);
 }
 
 }  // namespace steepest

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from steepest import _core
 from steepest.alignment import Status
+from steepest.row_format import STATUS_CODE
 
 __all__ = [
     "LagProducts",
@@ -20,6 +22,7 @@ __all__ = [
     "normalized",
     "pair_of",
     "status_of",
+    "statuses_of",
     "sum_of_lags",
     "sum_of_pairs",
 ]
@@ -357,3 +360,24 @@ def status_of(y: bool, g: bool, p: Pair) -> Status:
     if abs(p.yg) - p.yg_bound + math.copysign(1.0, p.yg) * p.yg_lo > 0.0:
         return "ok" if p.yg < 0.0 else "ascent"
     return "undecided"
+
+
+def statuses_of(products: NDArray[np.float64]) -> NDArray[np.int8]:
+    """`status_of` of many pairs whose vectors are there.
+
+    Parameters
+    ----------
+    products : ndarray, shape (m, 15)
+        Numbers of a pair in the order of `Pair`, as the core's ``segment_angle_grams`` gives them.
+
+    Returns
+    -------
+    ndarray, shape (m,)
+        Codes, see `steepest.row_format.STATUS_CODE`.
+    """
+    yy, yg, gg, _, yg_lo, _, _, yg_bound = products[:, :8].T
+    certain = np.abs(yg) - yg_bound + np.sign(yg) * yg_lo > 0.0
+    zero = (yg == 0.0) & (yg_bound == 0.0)
+    chosen = [products[:, 14] == 0.0, yy == 0.0, gg == 0.0, zero | (certain & (yg > 0.0)), certain]
+    codes = [STATUS_CODE[name] for name in ("nonfinite", "zero_grad", "zero_update", "ascent", "ok")]
+    return np.select(chosen, codes, STATUS_CODE["undecided"]).astype(np.int8)

@@ -488,8 +488,10 @@ def _without_pair(status: str, p: PairProducts, size: int, dtype: str) -> Alignm
 
 
 def recording(
+    source: Any = None,
+    /,
     *,
-    params: ArrayOrMapping | None = None,
+    params: ArrayOrMapping | str | Sequence[str] | None = None,
     loss: Any = None,
     grad: ArrayOrMapping | None = None,
     update: ArrayOrMapping | None = None,
@@ -501,7 +503,7 @@ def recording(
     objective: Objective = "unknown",
     gradient_source: GradientSource = "rule",
 ) -> Recording:
-    """A recording from whole arrays, whose first axis is the step.
+    """A recording from whole arrays, whose first axis is the step, or from a stored run.
 
     With U updates (of `update`, or one less than `params`) everything else has U or U + 1 entries: the last one, if it
     is there, belongs to the state after the last update. If `loss` or `grad` has it, it becomes a row of its own, with
@@ -509,6 +511,11 @@ def recording(
 
     Parameters
     ----------
+    source : path-like, xarray.Dataset or xarray.DataTree, optional
+        Instead of arrays: a folder of safetensors or PyTorch checkpoints, an .npz file, zarr or netCDF by xarray;
+        read one step at a time, and nothing in it is executed. Then `params` is a shell pattern, or several, of the
+        names to take, and params, loss, grad, update and time are what the source holds
+        (`steepest.sources.record_source` has more options).
     params : array or mapping name -> array, optional
         Parameters before each step, shape (steps, ...), float64, float32, float16 or bfloat16, of NumPy, PyTorch (CPU),
         JAX (CPU). Each array of a mapping becomes a block.
@@ -568,6 +575,18 @@ def recording(
     """
     if lag < 0 or lag != int(lag):
         raise ValueError(f"expected lag to be an integer of at least 0, got {lag!r}")
+    if source is not None:
+        held = {"loss": loss, "grad": grad, "update": update, "time": time, "scale": scale, "candidates": candidates}
+        given = [name for name, value in held.items() if value is not None]
+        if given:
+            raise ValueError(f"expected a stored run to hold its arrays itself, got {', '.join(given)} beside it")
+        from steepest.sources.record import record_source  # which imports this module
+
+        return record_source(
+            source, objective=objective, gradient_source=gradient_source, rate=rate, lag=lag, params=cast("Any", params)
+        )
+    if isinstance(params, str):
+        raise TypeError(f"expected params to be arrays, got the text {params!r}: a path goes in as recording(path)")
     rate = bool(rate) or time is not None
     if rate and update is None:
         raise ValueError(

@@ -24,6 +24,7 @@ public:
     index_t size() const { return first_block_.back(); }
     Block operator[](index_t block) const;
     index_t first_block(std::size_t segment) const { return first_block_[segment]; }  // of the end, too
+    index_t whole_blocks() const;  // how many blocks of full size the elements would fill
 
 private:
     std::vector<index_t> first_block_;  // for each segment, then the total
@@ -34,6 +35,9 @@ private:
 // with more than one thread and survives fork. The first exception thrown by `work` is rethrown here. Where the pool is
 // busy with another call, the caller does all the work itself.
 void parallel_for(index_t n_tasks, const std::function<void(index_t)>& work);
+
+// The same over the blocks of a vector; many small ones are not worth a second thread.
+void parallel_for(const Partition& partition, const std::function<void(index_t)>& work);
 
 // The number of threads to use: set_num_threads, else STEEPEST_NUM_THREADS, else the CPUs this process may run on.
 int get_num_threads();
