@@ -187,7 +187,7 @@ def test_layers_without_curvature_are_gradient_descent(prompt):
 
 
 def test_layers_with_curvature_have_the_metric_of_their_preconditioner(prompt):
-    """B_{l+1} = (I - c B S B) B, and (rate B^2)^-1 is a metric of the pair, of no less than the least condition number."""
+    """With B_{l+1} = (I - c B S B) B, (rate B^2)^-1 is a metric of the pair; none has less than cond_min."""
     rate, c = 0.6, 0.3
     result = in_context.run(prompt, 10, rate=rate, curvature=c)
     S, B = prompt.x.T @ prompt.x / 60, np.eye(6)
