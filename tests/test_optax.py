@@ -1,5 +1,6 @@
 """Tracked optax training: the training itself is untouched, and the recording agrees with that of a NumPy loop."""
 
+import doctest
 import logging
 import math
 from typing import NamedTuple
@@ -394,3 +395,8 @@ def test_missing_libraries_name_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optax", None)
     with pytest.raises(ImportError, match=r"steepest\[jax\]"):
         steepest.optax.track(None)
+
+
+def test_the_example_of_the_documentation():
+    assert doctest.testmod(steepest.optax).attempted > 5
+    assert doctest.testmod(steepest.optax).failed == 0

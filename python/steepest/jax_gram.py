@@ -72,7 +72,7 @@ def pair_gram(
     """
     import jax.numpy as jnp
 
-    y_top, g_top = _top_exponent(grads), _top_exponent(updates)
+    y_top, g_top = (jnp.where(top == -NONFINITE, 0, top) for top in (_top_exponent(grads), _top_exponent(updates)))
     totals = None
     for y, g in zip(grads, updates, strict=True):
         columns = _products(y, g, y_top, g_top, jnp.dtype(dtype))
@@ -160,7 +160,7 @@ def _exponent_field(bits: jax.Array, kind: _Format) -> jax.Array:
 
 
 def _top_exponent(arrays: list[jax.Array]) -> jax.Array:
-    """floor(log2(max |x|)), also of subnormal numbers; 0 if all are zero; NONFINITE for NaN or Inf."""
+    """floor(log2(max |x|)), also of subnormal numbers; -NONFINITE if all are zero; NONFINITE for NaN or Inf."""
     import jax
     import jax.numpy as jnp
 
@@ -174,8 +174,7 @@ def _top_exponent(arrays: list[jax.Array]) -> jax.Array:
         subnormal = jnp.where(fraction == 0, -NONFINITE, leading + 1 - kind.bias - kind.fraction)
         normal = jnp.where(field == 2 * kind.bias + 1, NONFINITE, field - kind.bias)
         tops.append(jnp.where(field == 0, subnormal, normal))
-    top = jnp.stack(tops).max()
-    return jnp.where(top == -NONFINITE, 0, top)
+    return jnp.stack(tops).max()
 
 
 def _power_of_two(k: jax.Array, dtype: np.dtype[Any]) -> jax.Array:

@@ -121,13 +121,20 @@ def track(
 
     Examples
     --------
-    >>> import jax, jax.numpy as jnp, optax  # doctest: +SKIP
+    >>> import jax.numpy as jnp
+    >>> import optax
     >>> import steepest.optax
-    >>> tx = steepest.optax.track(optax.adam(1e-3))  # doctest: +SKIP
-    >>> state = tx.init(params)  # doctest: +SKIP
-    >>> loss, grads = jax.value_and_grad(loss_fn)(params)  # doctest: +SKIP
-    >>> updates, state = tx.update(grads, state, params, value=loss)  # doctest: +SKIP
-    >>> rec = steepest.optax.read(state)  # doctest: +SKIP
+    >>> tx = steepest.optax.track(optax.adam(1e-3))
+    >>> params = {"w": jnp.array([3.0, 4.0]), "b": jnp.array([1.0])}
+    >>> state = tx.init(params)
+    >>> grads = params  # of half the sum of squares
+    >>> updates, state = tx.update(grads, state, params, value=13.0)
+    >>> params = optax.apply_updates(params, updates)
+    >>> rec = steepest.optax.read(state)
+    >>> rec.blocks, rec.loss.tolist()
+    (('(all)', 'b', 'w'), [13.0])
+    >>> rec.alignment(step=0, block="w")  # Adam's first step is of equal size in every element
+    Alignment(status='ok', n=2, angle=8.1301 deg, cond_min=1.32993, rho=3535.53, chance: 4.5 to 175.5 deg)
     """
     jax, optax = _libraries()
     for name, number in (("capacity", capacity), ("every", every)):
