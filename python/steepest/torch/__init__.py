@@ -62,7 +62,7 @@ def track(
     keep : {'scalars', 'vectors'}
         ``vectors`` also keeps params, grad and update of each recorded step, and copies them to the host for it.
     objective : {'unknown', 'fixed'}, optional
-        Default ``fixed`` with `evaluate`, which is one function, else ``unknown``. Full-batch training is ``fixed`` too.
+        Default ``fixed`` with `evaluate`, which is one function, else ``unknown``. Full batches are ``fixed`` too.
     log : callable, optional
         Called for each row with a dict ``steepest/step, loss, psi`` (degrees), ``cos, cond_min, grad_norm,
         update_norm`` of the whole vector, without what is unknown: ``wandb.log``, say.
@@ -95,8 +95,8 @@ def track(
     Notes
     -----
     *The gradient* is `.grad` as the optimiser finds it: after accumulation, unscaling and clipping. Plain SGD is then
-    at 0 degrees by construction, whatever the noise. Against the gradient on a fixed batch (`evaluate`) it is not; to have
-    both, track the optimiser twice, once with `evaluate`. Coupled weight decay (SGD, Adam) enters the rule, not
+    at 0 degrees by construction, whatever the noise. Against the gradient on a fixed batch (`evaluate`) it is not; to
+    have both, track the optimiser twice, once with `evaluate`. Coupled weight decay (SGD, Adam) enters the rule, not
     `.grad`, and so opens an angle; decoupled one (AdamW) is part of the update, and ``decay_share`` is
     |lr weight_decay param| / |update|. With ``maximize=True`` `.grad` is still that of the function which is maximised:
     status ``ascent``. A parameter without `.grad` has status ``no_gradient``, and counts as zeros in the whole.

@@ -70,7 +70,7 @@ class Evaluation:
         if loss.numel() != 1 or not loss.requires_grad:
             raise ValueError(
                 "expected evaluate to return one loss that depends on the parameters, got a tensor of shape "
-                f"{tuple(loss.shape)} with requires_grad={loss.requires_grad}: compute it without no_grad() and detach()"
+                f"{tuple(loss.shape)} with requires_grad={loss.requires_grad}: leave out no_grad() and detach()"
             )
         return list(torch.autograd.grad(loss.reshape(()), self._tracked.tensors, allow_unused=True))
 
@@ -97,7 +97,7 @@ class Evaluation:
 
 @contextlib.contextmanager
 def _generators() -> Iterator[None]:
-    """Global random generators: PyTorch's start from one seed, so that dropout is the same each time; all are put back."""
+    """PyTorch's generators start from one seed, so that dropout is the same each time; all global ones are put back."""
     devices = [
         module
         for name in ("cuda", "xpu", "mps")

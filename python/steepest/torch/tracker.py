@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -206,6 +207,9 @@ class Tracker:
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before the optimiser: look, copy, and listen to the closure."""
+        if self._step is not None and _steps_already(optimizer):
+            self._step.inner += 1
+            return None
         self._check()
         self._step = step = _OpenStep(self._number % self._every <= self._lag)
         if not step.due:
@@ -256,8 +260,11 @@ class Tracker:
         if self._copies_gradients:
             step.copy()
 
-    def _post_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _post_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """After the optimiser: the update, and the row."""
+        if self._step is not None and self._step.inner:
+            self._step.inner -= 1
+            return
         step, self._step = self._step, None
         given, self._given = self._given, None
         number, self._number = self._number, self._number + 1
@@ -343,6 +350,7 @@ class _OpenStep:
 
     def __init__(self, due: bool) -> None:
         self.due = due
+        self.inner = 0  # hooked steps of base classes that are running inside of this one
         self.evaluated = self.closed = self.copied = False
         self.loss: Any = None
         self.grads: list[torch.Tensor | None] = []
@@ -355,6 +363,16 @@ class _OpenStep:
 
     def changed(self) -> bool:
         return any(g is not None and g._version != v for g, v in zip(self.grads, self.versions, strict=True))
+
+
+def _steps_already(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step calls that of its base class, which has hooks too; otherwise the last step ended in an error."""
+    frame, found = sys._getframe(), 0
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "wrapper" and frame.f_globals.get("__name__") == torch.optim.Optimizer.__module__:
+            found += frame.f_locals.get("self") is optimizer
+    return found > 1
 
 
 def _closure_of(
