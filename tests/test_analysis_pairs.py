@@ -58,7 +58,7 @@ def expected(x: dict[str, Any], pair: str, window: int, t: int) -> dict[str, dic
         y0[name] = [v / len(offsets) for v in mean]
         d[name] = combined([exact(x["update"][name][t + i]) for i in range(window)])
     change = Fraction(float(x["loss"][t + window] - x["loss"][t]))
-    whole_y, whole_d = (sum((v[name] for name in names), []) for v in (y0, d))
+    whole_y, whole_d = ([e for name in names for e in v[name]] for v in (y0, d))
     tau = (change - dot(whole_y, whole_d)) / dot(whole_d, whole_d)
     found = {}
     for block in ["(all)", *names]:
