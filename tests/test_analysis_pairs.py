@@ -48,7 +48,7 @@ def data(steps: int = 9, seed: int = 0, **scales: float) -> dict[str, Any]:
     return {"grad": grad, "update": update, "loss": loss}
 
 
-def expected(x: dict[str, Any], pair: str, window: int, t: int) -> dict[str, dict[str, Any]]:
+def expected(x: dict[str, Any], pair: str, window: int, t: int, angles_only: bool = False) -> dict[str, dict[str, Any]]:
     """The columns of step t, block by block, from the vectors."""
     names = list(x["grad"])
     y0, d = {}, {}
@@ -58,7 +58,7 @@ def expected(x: dict[str, Any], pair: str, window: int, t: int) -> dict[str, dic
         y0[name] = [v / len(offsets) for v in mean]
         d[name] = combined([exact(x["update"][name][t + i]) for i in range(window)])
     change = Fraction(float(x["loss"][t + window] - x["loss"][t]))
-    whole_y, whole_d = (sum((v[name] for name in names), []) for v in (y0, d))
+    whole_y, whole_d = ([e for name in names for e in v[name]] for v in (y0, d))
     tau = (change - dot(whole_y, whole_d)) / dot(whole_d, whole_d)
     found = {}
     for block in ["(all)", *names]:
@@ -66,10 +66,13 @@ def expected(x: dict[str, Any], pair: str, window: int, t: int) -> dict[str, dic
         dg = [a + tau * b for a, b in zip(base, move, strict=True)]
         yy, yg, gg = dot(dg, dg), dot(dg, move), dot(move, move)
         status = "ok" if yg < 0 else "ascent"
-        angle = math.atan2(root(max(Fraction(0), yy * gg - yg * yg)), math.copysign(root(yg * yg), -yg))
-        found[block] = {
-            "status": status,
-            "psi": angle,
+        total = yy * gg
+        sine, cosine = (root(v / total) for v in (max(Fraction(0), total - yg * yg), yg * yg))
+        angle = math.atan2(sine, cosine if status == "ok" else -cosine)
+        found[block] = {"status": status, "psi": angle}
+        if angles_only:
+            continue
+        found[block] |= {
             "grad_norm": root(yy),
             "update_norm": root(gg),
             "rho": root(yy / gg),
@@ -278,3 +281,47 @@ def test_rows_directly() -> None:
     assert found["status_code"].dtype == np.int8
     assert np.isnan(found["null_sign_flip"]).all()
     assert set(found["psi_floor"].shape) == {len(rec), len(rec.blocks)}
+
+
+@pytest.mark.parametrize("loss", [1e-300, 1.0, 1e300])
+def test_blocks_and_losses_of_very_different_sizes(loss: float) -> None:
+    rng = np.random.default_rng(4)
+    sizes = {"large": (1e-250, 1e150), "small": (1e150, 1e-250), "plain": (1.0, 1.0)}
+    names = ["large", "plain", "small"]
+    x: dict[str, Any] = {
+        which: {name: rng.standard_normal((5, 3)) * sizes[name][i] for name in names}
+        for i, which in enumerate(("grad", "update"))
+    }
+    x["loss"] = np.array([4.0, 3.0, 5.0, 2.0, 1.0]) * loss
+    rec = recording(**x, objective="fixed")
+    r = steepest.analyze(rec, pair="trapezoid")["run"]
+    decided = 0
+    for t in range(4):
+        for b, (block, columns) in enumerate(expected_angles(x, t).items()):
+            if r["status"][t, b] == "undecided":
+                assert block != "(all)"
+                continue
+            decided += 1
+            for name, value in columns.items():
+                found = r[name][t, b]
+                assert found == value if isinstance(value, str) else found == pytest.approx(value, rel=1e-9, abs=1e-14)
+    assert decided > 12
+
+
+def expected_angles(x: dict[str, Any], t: int) -> dict[str, dict[str, Any]]:
+    """Status and angle alone: norms leave the range."""
+    return {
+        block: {name: columns[name] for name in ("status", "psi")}
+        for block, columns in expected(x, "trapezoid", 1, t, angles_only=True).items()
+    }
+
+
+@pytest.mark.parametrize("update", [1e-280, 1.0, 1e150])
+def test_a_loss_that_stays_leaves_a_right_angle(update: float) -> None:
+    """DG.d = 0: whatever the sizes, psi is 90 degrees and there is no metric."""
+    x = data(update=update)
+    x["loss"] = np.ones(9)
+    r = steepest.analyze(recording(**x, objective="fixed"))["run"]
+    assert (r["status"][:-1, 0] == "ascent").all()
+    np.testing.assert_allclose(r["psi"][:-1, 0], np.pi / 2, rtol=1e-15)
+    assert (r["grad_norm"][:-1, 0] > 0.1).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def load_runs(path: str | os.PathLike[str]) -> dict[str, RunAnalysis]:
     from steepest.analysis.run import RunAnalysis
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             head = json.loads(archive["analysis.json"].tobytes())
             if head["format"] != _FORMAT or head["version"] != _VERSION:
                 raise ValueError(f"its format is {head['format']!r}, version {head['version']!r}")
@@ -109,7 +110,7 @@ def load_runs(path: str | os.PathLike[str]) -> dict[str, RunAnalysis]:
                 )  # fmt: skip
                 runs[loaded.name] = loaded
             return runs
-    except (KeyError, TypeError, ValueError, EOFError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"expected {os.fspath(path)} to be an analysis that Analysis.save of format version {_VERSION} wrote, "
             f"got {error}"

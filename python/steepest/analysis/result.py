@@ -13,6 +13,7 @@ from steepest.analysis.archive import load_runs, save_runs
 from steepest.analysis.export import run_to_dict, runs_to_xarray
 from steepest.analysis.optional import optional
 from steepest.analysis.run import RunAnalysis
+from steepest.analysis.windows import Effectiveness
 from steepest.row_format import ALL
 
 __all__ = ["Analysis"]
@@ -105,6 +106,26 @@ class Analysis:
             Run name -> block -> status -> count, without zeros.
         """
         return {name: {block: run.counts(block) for block in run.blocks} for name, run in self.runs.items()}
+
+    def effectiveness(
+        self, windows: Iterable[int] = (1, 10, 100), longest: int | None = None
+    ) -> dict[str, Effectiveness]:
+        """Over which windows the loss of each run falls, eq (3); needs losses only.
+
+        Parameters
+        ----------
+        windows : iterable of int
+            In steps.
+        longest : int, optional
+            The longest window to try for the least one that always works; half of the recorded range by default.
+
+        Returns
+        -------
+        dict
+            Run name -> `Effectiveness`.
+        """
+        chosen = tuple(windows)
+        return {name: run.effectiveness(chosen, longest) for name, run in self.runs.items()}
 
     def metric(self, step: int, run: str | None = None, block: str = ALL, **options: Any) -> Any:
         """The metric of one step, from the vectors that were kept; see `RunAnalysis.metric`.

@@ -27,6 +27,7 @@ __all__ = ["StepPair", "step_pair_rows"]
 Array = NDArray[np.float64]
 # Of what a few operations on numbers that are right to RELATIVE_ERROR add up to.
 _ROUNDING = 32.0 * RELATIVE_ERROR
+_ROOM = 400  # powers of two between gradient and correction, beyond which the gradient is nothing beside it
 _TINY = -(1 << 20)  # exponent of a vector that is zero or missing
 
 
@@ -77,7 +78,7 @@ class StepPair:
 class _Rows:
     """Products of gradients and updates of the steps from t on, in units of each row of step t."""
 
-    def __init__(self, rows: NDArray[np.void], pair: StepPair) -> None:
+    def __init__(self, rows: NDArray[np.void], pair: StepPair, dloss: Array) -> None:
         self.rows, self.pair = rows, pair
         self.count = len(rows)
         self.cache: dict[tuple[str, int], Array] = {}
@@ -87,6 +88,11 @@ class _Rows:
         self.y_exponent, self.g_exponent = (np.maximum.reduce(e) for e in (ys, gs))
         self.y_exponent[self.y_exponent == _TINY] = 0
         self.g_exponent[self.g_exponent == _TINY] = 0
+        # What the correction brings in must stay in range too: the loss, and tau in the units of a block.
+        y, g = self.y_exponent, self.g_exponent
+        size = np.where(np.isfinite(dloss) & (dloss != 0.0), np.frexp(dloss)[1], _TINY)
+        y[:, 0] = np.maximum(y[:, 0], size - g[:, 0] - _ROOM)
+        y[:, 1:] = np.maximum(y[:, 1:], y[:, :1] - g[:, :1] + g[:, 1:] - _ROOM)
 
     def field(self, name: str, i: int) -> Any:
         """A field at step t + i; of the last step behind the end."""
@@ -158,14 +164,14 @@ def step_pair_rows(
     """
     w = pair.window
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
-        known = _Rows(rows, pair)
+        n, ahead = len(rows), np.minimum(np.arange(len(rows)) + w, len(rows) - 1)
+        after = np.where(step[ahead] - step == w, loss[ahead], np.nan)
+        dloss = after - loss
+        known = _Rows(rows, pair, dloss)
         gradients, updates = [("y", i) for i in pair.gradients], [("g", i) for i in range(w)]
         count = float(len(gradients))
         dd = known.total(updates, updates)
         yd, yy = known.total(gradients, updates), known.total(gradients, gradients)  # of sums: `count` times the mean
-        n, ahead = len(rows), np.minimum(np.arange(len(rows)) + w, len(rows) - 1)
-        after = np.where(step[ahead] - step == w, loss[ahead], np.nan)
-        dloss = after - loss
         descent, slope = _descent(known, dd, yd, dloss, count)
         # The Gram determinant, `count`^2 times.
         area = dd.value * yy.value - yd.value * yd.value
@@ -183,7 +189,7 @@ def step_pair_rows(
         across[:, single], area_bound[:, single] = 0.0 * across[:, single], 0.0
         z = descent.value.hi
         product = np.hypot(across, z)
-        code = _status(known, dd, yy, descent, loss, after, rows)
+        code = _status(known, dd, yd, yy, descent, loss, after, rows)
         paired = code <= STATUS_CODE["undecided"]
         move = np.sqrt(dd.value.hi)
         nothing = np.full(paired.shape, np.nan)
@@ -226,7 +232,14 @@ def _descent(known: _Rows, dd: _Number, yd: _Number, dloss: Array, count: float)
 
 
 def _status(
-    known: _Rows, dd: _Number, yy: _Number, descent: _Number, loss: Array, after: Array, rows: NDArray[np.void]
+    known: _Rows,
+    dd: _Number,
+    yd: _Number,
+    yy: _Number,
+    descent: _Number,
+    loss: Array,
+    after: Array,
+    rows: NDArray[np.void],
 ) -> NDArray[np.int8]:
     """ok only where it is certain."""
     code, names = PAIR_STATUS_CODE, rows["status"]
@@ -243,7 +256,7 @@ def _status(
     found = np.where(d <= dd.bound, code["undecided"], found)
     found = np.where((d == 0.0) & (dd.bound == 0.0), code["zero_update"], found)
     # What is missing
-    missing = np.isnan(d) | np.isnan(yy.value.hi) | np.isnan(z)
+    missing = np.isnan(d) | np.isnan(yy.value.hi) | np.isnan(yd.value.hi)
     found = np.where(missing, code["no_gradient"], found)
     found = np.where(np.isnan(d), code["no_update"], found)
     for i in range(1, known.pair.window + 1):
