@@ -108,6 +108,38 @@ def test_one_page_of_words_tables_and_figures(analysis, tmp_path):
         assert value in words
 
 
+def test_constant_geometries_are_shown_with_their_scores(tmp_path):
+    from steepest.identify import identify
+
+    rng = np.random.default_rng(0)
+    grad = rng.standard_normal((80, 4))
+    recording = steepest.recording(grad=grad, update=-grad / [1.0, 2.0, 4.0, 8.0])
+    analysis = steepest.analyze(recording)
+    _, _, before = written(analysis, tmp_path)
+    assert "steepest.identify" in before  # what is missing, and how to get it
+    analysis.identified["run"] = [identify(recording, family, rng=0) for family in ("scalar", "diagonal")]
+    _, _, words = written(analysis, tmp_path)
+    # The diagonal metric is exact; the best multiple of the identity is m = sum y.g / sum g.g, scored by hand.
+    assert (
+        "(a diagonal metric), fitted to the first 60 steps, accounts for 100% of the gradient at the 20 steps" in words
+    )
+    y, g = -grad, -grad / [1.0, 2.0, 4.0, 8.0]
+    m = (y[:60] * g[:60]).sum() / (g[:60] ** 2).sum()
+    r2 = 1.0 - ((y[60:] - m * g[60:]) ** 2).sum() / (y[60:] ** 2).sum()
+    assert f"(R² = {r2:.3f}," in words
+    assert "1 to 8" in words
+    assert "steepest.identify" not in words
+
+
+def test_candidates_are_runs(tmp_path):
+    theta = 0.9 ** np.arange(20.0)[:, None] * [1.0, 2.0]
+    grads = {"error": theta, "energy": -theta}
+    recording = steepest.recording(params=theta, grad=grads, loss={"error": theta[:, 0], "energy": -theta[:, 0]})
+    _, _, words = written(steepest.analyze(recording), tmp_path)
+    assert "(candidate: error)" in words
+    assert "At 0 of 20 steps (0%) the update points downhill" in words
+
+
 def test_names_are_text_never_markup(analysis, tmp_path):
     page, text, words = written(analysis, tmp_path, title=f"Title {EVIL}")
     assert page.tags["script"] == 1  # the one that switches the colours

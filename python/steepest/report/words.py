@@ -10,8 +10,9 @@ from steepest.report.facts import Facts, affordable
 
 if TYPE_CHECKING:
     from steepest.analysis import RunAnalysis
+    from steepest.identify import Identification
 
-__all__ = ["GRADIENT", "PAIR", "STATUS", "cannot_say", "degrees", "headline", "number", "share", "story"]
+__all__ = ["GRADIENT", "PAIR", "STATUS", "cannot_say", "degrees", "headline", "number", "prediction", "share", "story"]
 
 GRADIENT = {
     "rule": "the gradient that the learning rule itself used at that step",
@@ -247,6 +248,30 @@ def _improvement(run: RunAnalysis, whole: Facts) -> str:
 
 def _reasons(counts: Mapping[str, int]) -> str:
     return "; ".join(f"{STATUS.get(name, name)} ({number(count)})" for name, count in counts.items())
+
+
+def prediction(found: Identification) -> str:
+    """What one constant geometry predicts, in one sentence.
+
+    Parameters
+    ----------
+    found : Identification
+        Of a run.
+
+    Returns
+    -------
+    str
+        Plain text.
+    """
+    fit = found.fits[0]
+    of = "a multiple of the Euclidean metric" if found.family == "scalar" else f"a {found.family} metric"
+    text = f"One constant geometry ({of}), fitted to the first {number(found.fitted_steps)} steps,"
+    if math.isnan(fit.r2):
+        return f"{text} has no later steps to be judged by."
+    return (
+        f"{text} accounts for {share(max(round(fit.r2, 6), 0.0))} of the gradient at the {number(len(found.held_out))} steps "
+        f"after them (R² = {fit.r2:.3f}, 95% interval {fit.r2_low:.3f} to {fit.r2_high:.3f})."
+    )
 
 
 def cannot_say(runs: Mapping[str, RunAnalysis], *, identified: bool) -> list[str]:
