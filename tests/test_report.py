@@ -128,7 +128,17 @@ def test_constant_geometries_are_shown_with_their_scores(tmp_path):
     r2 = 1.0 - ((y[60:] - m * g[60:]) ** 2).sum() / (y[60:] ** 2).sum()
     assert f"(R² = {r2:.3f}," in words
     assert "1 to 8" in words
+    noise = steepest.recording(grad=grad, update=rng.standard_normal((80, 4)))
+    analysis = steepest.analyze(noise)
+    analysis.identified["run"] = [identify(noise, "scalar", rng=0)]
+    assert "does not predict the gradient at the 20 steps after them" in written(analysis, tmp_path)[2]
     assert "steepest.identify" not in words
+
+
+def test_gradient_descent_is_said_to_be_euclidean(tmp_path):
+    _, _, words = written(steepest.analyze(momentum_run(20, beta=0.0), pair="continuous"), tmp_path)
+    assert "The ordinary Euclidean geometry explains such a step" in words
+    assert "Plain gradient descent is at 0° by construction" in words
 
 
 def test_candidates_are_runs(tmp_path):
@@ -184,6 +194,8 @@ def test_without_gradients_it_says_what_is_missing(tmp_path):
     _, _, words = written(steepest.analyze(silent), tmp_path)
     assert "No step has an angle" in words
     assert "The loss fell over 75.0% of the 4 windows" in words
+    empty = steepest.Recording(silent.info, silent.rows[:0])
+    assert "0 steps" in written(steepest.analyze(empty), tmp_path)[2]
     nothing = steepest.recording(params=np.arange(10.0).reshape(5, 2))
     _, _, words = written(steepest.analyze(nothing), tmp_path)
     assert "Whether the rule lowered the loss is not known" in words
