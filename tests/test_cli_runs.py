@@ -83,6 +83,23 @@ def test_report(folders, tmp_path, capsys):
     assert json.loads(out) == {"report": str(page), "bytes": page.stat().st_size, "runs": ["slow"]}
 
 
+def test_report_looks_for_constant_geometries(tmp_path, capsys):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    momentum_run(40, path=tmp_path / "scalars", beta=0.0)
+    momentum_run(40, path=tmp_path / "vectors", beta=0.0, keep="vectors")
+    momentum_run(1, path=tmp_path / "short")
+    page = tmp_path / "page.html"
+    runs = [tmp_path / name for name in ("scalars", "vectors", "short")]
+    assert run(capsys, "report", *runs, "-o", page)[0] == 0
+    text = page.read_text(encoding="utf-8")
+    # Gradient descent: a multiple of the identity predicts all of it. The diagonal family needs vectors.
+    assert text.count("(a multiple of the Euclidean metric), fitted to the first 30 steps, accounts for 100%") == 2
+    assert text.count("(a diagonal metric), fitted to the first 30 steps, accounts for 100%") == 1
+    assert run(capsys, "report", tmp_path / "vectors", "-o", page, "--no-identify")[0] == 0
+    assert "a diagonal metric" not in page.read_text(encoding="utf-8")
+
+
 def test_info_of_the_installation(capsys):
     code, out, _ = run(capsys, "info", "--json")
     assert code == 0

@@ -275,6 +275,7 @@ def test_runs_without_an_angle_or_with_one_step_are_drawn(name):
     for recording in (
         steepest.recording(params=theta, grad=theta, update=-theta),
         steepest.recording(params=np.ones((3, 2))),
+        steepest.Recording(momentum_run(3).info, momentum_run(3).rows[:0]),
     ):
         ax = getattr(plot, name)(steepest.analyze(recording))
         ax.figure.canvas.draw()

@@ -108,6 +108,48 @@ def test_one_page_of_words_tables_and_figures(analysis, tmp_path):
         assert value in words
 
 
+def test_constant_geometries_are_shown_with_their_scores(tmp_path):
+    from steepest.identify import identify
+
+    rng = np.random.default_rng(0)
+    grad = rng.standard_normal((80, 4))
+    recording = steepest.recording(grad=grad, update=-grad / [1.0, 2.0, 4.0, 8.0])
+    analysis = steepest.analyze(recording)
+    _, _, before = written(analysis, tmp_path)
+    assert "steepest.identify" in before  # what is missing, and how to get it
+    analysis.identified["run"] = [identify(recording, family, rng=0) for family in ("scalar", "diagonal")]
+    _, _, words = written(analysis, tmp_path)
+    # The diagonal metric is exact; the best multiple of the identity is m = sum y.g / sum g.g, scored by hand.
+    assert (
+        "(a diagonal metric), fitted to the first 60 steps, accounts for 100% of the gradient at the 20 steps" in words
+    )
+    y, g = -grad, -grad / [1.0, 2.0, 4.0, 8.0]
+    m = (y[:60] * g[:60]).sum() / (g[:60] ** 2).sum()
+    r2 = 1.0 - ((y[60:] - m * g[60:]) ** 2).sum() / (y[60:] ** 2).sum()
+    assert f"(R² = {r2:.3f}," in words
+    assert "1 to 8" in words
+    noise = steepest.recording(grad=grad, update=rng.standard_normal((80, 4)))
+    analysis = steepest.analyze(noise)
+    analysis.identified["run"] = [identify(noise, "scalar", rng=0)]
+    assert "does not predict the gradient at the 20 steps after them" in written(analysis, tmp_path)[2]
+    assert "steepest.identify" not in words
+
+
+def test_gradient_descent_is_said_to_be_euclidean(tmp_path):
+    _, _, words = written(steepest.analyze(momentum_run(20, beta=0.0), pair="continuous"), tmp_path)
+    assert "The ordinary Euclidean geometry explains such a step" in words
+    assert "Plain gradient descent is at 0° by construction" in words
+
+
+def test_candidates_are_runs(tmp_path):
+    theta = 0.9 ** np.arange(20.0)[:, None] * [1.0, 2.0]
+    grads = {"error": theta, "energy": -theta}
+    recording = steepest.recording(params=theta, grad=grads, loss={"error": theta[:, 0], "energy": -theta[:, 0]})
+    _, _, words = written(steepest.analyze(recording), tmp_path)
+    assert "(candidate: error)" in words
+    assert "At 0 of 20 steps (0%) the update points downhill" in words
+
+
 def test_names_are_text_never_markup(analysis, tmp_path):
     page, text, words = written(analysis, tmp_path, title=f"Title {EVIL}")
     assert page.tags["script"] == 1  # the one that switches the colours
@@ -152,6 +194,8 @@ def test_without_gradients_it_says_what_is_missing(tmp_path):
     _, _, words = written(steepest.analyze(silent), tmp_path)
     assert "No step has an angle" in words
     assert "The loss fell over 75.0% of the 4 windows" in words
+    empty = steepest.Recording(silent.info, silent.rows[:0])
+    assert "0 steps" in written(steepest.analyze(empty), tmp_path)[2]
     nothing = steepest.recording(params=np.arange(10.0).reshape(5, 2))
     _, _, words = written(steepest.analyze(nothing), tmp_path)
     assert "Whether the rule lowered the loss is not known" in words

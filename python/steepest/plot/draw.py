@@ -129,5 +129,5 @@ def axis_label(selected: Sequence[Selected], x: Axis) -> str:
         return "step"
     if x == "loss":
         return "loss (falls to the right)"
-    clock = all(np.nanmin(item.analysis["time"]) > _SECONDS_SINCE_1970 for item in selected)
+    clock = all(np.any(item.analysis["time"] > _SECONDS_SINCE_1970) for item in selected)
     return "time since the first step (s)" if clock else "time"

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,10 +17,22 @@ from steepest.plot.series import ALL
 from steepest.report.facts import Facts, facts
 from steepest.report.figures import Picture, block_picture, overview, run_pictures
 from steepest.report.svg import shades
-from steepest.report.words import GRADIENT, PAIR, STATUS, cannot_say, degrees, headline, number, share, story
+from steepest.report.words import (
+    GRADIENT,
+    PAIR,
+    STATUS,
+    cannot_say,
+    degrees,
+    headline,
+    number,
+    prediction,
+    share,
+    story,
+)
 
 if TYPE_CHECKING:
     from steepest.analysis import Analysis, RunAnalysis
+    from steepest.identify import Identification
 
 __all__ = ["MAX_BYTES", "report"]
 
@@ -54,7 +66,7 @@ class RunSection:
     blocks: list[BlockSection]
     left_out: int
     pictures: list[Picture]
-    identified: list[dict[str, str]]
+    identified: list[Identification]
     made: dict[str, str]
 
 
@@ -115,9 +127,9 @@ def report(analysis: Analysis, path: str | os.PathLike[str], *, title: str | Non
         loader=jinja2.PackageLoader("steepest.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(degrees=degrees, share=share, number=number)
+    environment.filters.update(degrees=degrees, share=share, number=number, prediction=prediction)
     template = environment.get_template("report.html")
-    identified: Mapping[str, Iterable[Any]] = getattr(analysis, "identified", None) or {}
+    identified: Mapping[str, Iterable[Identification]] = getattr(analysis, "identified", None) or {}
     known = {name: facts(run) for name, run in runs.items()}
     page = ""
     for max_points, block_figures in _ATTEMPTS:
@@ -187,7 +199,7 @@ def _versions() -> dict[str, str]:
 def _runs(
     runs: Mapping[str, RunAnalysis],
     known: Mapping[str, Mapping[str, Facts]],
-    identified: Mapping[str, Iterable[Any]],
+    identified: Mapping[str, Iterable[Identification]],
     max_points: int,
     block_figures: int,
 ) -> list[RunSection]:
@@ -213,7 +225,7 @@ def _runs(
                 blocks=blocks,
                 left_out=max(len(named) - _MOST_BLOCKS, 0),
                 pictures=run_pictures(run, f"run{position}") if with_figures else [],
-                identified=[_plain(item) for item in identified.get(name, ())],
+                identified=list(identified.get(name, ())),
                 made=_made(run),
             )
         )
@@ -242,21 +254,3 @@ def _made(run: RunAnalysis) -> dict[str, str]:
     if resumed:
         made["resumed"] = f"{resumed} time{'s' * (resumed != 1)}"
     return made
-
-
-def _plain(item: Any) -> dict[str, str]:
-    """The single numbers and words of a result, also those one level down."""
-    fields = item.to_dict() if hasattr(item, "to_dict") else dict(item)
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        inner = value.items() if isinstance(value, Mapping) else ()
-        flat |= {f"{name}, {key}": word for key, word in inner} if inner else {name: value}
-    plain = {}
-    for name, value in flat.items():
-        if isinstance(value, (bool, np.bool_)):
-            plain[name] = "yes" if value else "no"
-        elif isinstance(value, (int, float, np.integer, np.floating)):
-            plain[name] = number(value.item() if isinstance(value, np.generic) else value)
-        elif isinstance(value, str):
-            plain[name] = value
-    return plain

@@ -10,8 +10,9 @@ from steepest.report.facts import Facts, affordable
 
 if TYPE_CHECKING:
     from steepest.analysis import RunAnalysis
+    from steepest.identify import Identification
 
-__all__ = ["GRADIENT", "PAIR", "STATUS", "cannot_say", "degrees", "headline", "number", "share", "story"]
+__all__ = ["GRADIENT", "PAIR", "STATUS", "cannot_say", "degrees", "headline", "number", "prediction", "share", "story"]
 
 GRADIENT = {
     "rule": "the gradient that the learning rule itself used at that step",
@@ -23,6 +24,7 @@ _SHORT = {
     "evaluation": "a separately computed gradient",
     "estimate": "an estimated gradient",
 }
+_EUCLIDEAN = 1.05  # a condition number below this one is not worth a sentence
 PAIR = {
     "continuous": "the gradient at the beginning of each step",
     "trapezoid": "the mean of the gradients before and after each step, corrected along the step so that it accounts "
@@ -199,7 +201,7 @@ def _existence(whole: Facts) -> str:
         text += f" At {number(whole.counts['ascent'])} it points uphill, and no geometry can make it a descent."
     without = {name: count for name, count in whole.counts.items() if name not in ("ok", "ascent")}
     if without:
-        text += f" The other {number(whole.steps - ok - whole.counts.get('ascent', 0))}: {_reasons(without)}."
+        text += f" At {number(sum(without.values()))} there is no answer: {_reasons(without)}."
     return text
 
 
@@ -215,7 +217,9 @@ def _typical(run: RunAnalysis, whole: Facts) -> str:
         text += " So the typical angle is not distinguishable from chance."
     elif whole.angle <= whole.null_low and whole.angle > 60.0:
         text += " So the typical angle is far from gradient descent, and yet not a matter of chance."
-    if not math.isnan(whole.cond):
+    if whole.cond < _EUCLIDEAN:
+        text += " The ordinary Euclidean geometry explains such a step almost as it is."
+    elif not math.isnan(whole.cond):
         text += (
             f" A geometry that explains such a step must stretch some directions at least {number(whole.cond)} times "
             f"more than others (its condition number; 1 would be the ordinary Euclidean geometry)."
@@ -247,6 +251,32 @@ def _improvement(run: RunAnalysis, whole: Facts) -> str:
 
 def _reasons(counts: Mapping[str, int]) -> str:
     return "; ".join(f"{STATUS.get(name, name)} ({number(count)})" for name, count in counts.items())
+
+
+def prediction(found: Identification) -> str:
+    """What one constant geometry predicts, in one sentence.
+
+    Parameters
+    ----------
+    found : Identification
+        Of a run.
+
+    Returns
+    -------
+    str
+        Plain text.
+    """
+    fit = found.fits[0]
+    of = "a multiple of the Euclidean metric" if found.family == "scalar" else f"a {found.family} metric"
+    text = f"One constant geometry ({of}), fitted to the first {number(found.fitted_steps)} steps,"
+    if math.isnan(fit.r2):
+        return f"{text} has no later steps to be judged by."
+    later = f"the gradient at the {number(len(found.held_out))} steps after them"
+    score = f"(R² = {fit.r2:.3f}"
+    score += ")" if math.isnan(fit.r2_low) else f", 95% interval {fit.r2_low:.3f} to {fit.r2_high:.3f})"
+    if fit.r2_low <= 0.0:
+        return f"{text} does not predict {later} {score}: nothing here says that there is one such geometry."
+    return f"{text} accounts for {share(round(fit.r2, 6))} of {later} {score}."
 
 
 def cannot_say(runs: Mapping[str, RunAnalysis], *, identified: bool) -> list[str]:
