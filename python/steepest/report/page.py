@@ -110,7 +110,7 @@ def report(analysis: Analysis, path: str | os.PathLike[str], *, title: str | Non
     >>> import numpy as np, steepest
     >>> theta = 0.9 ** np.arange(20)[:, None] * [1.0, 2.0, 3.0]
     >>> analysis = steepest.analyze(steepest.recording(params=theta, grad=theta * [1.0, 4.0, 9.0]))
-    >>> steepest.report(analysis, "report.html")  # doctest: +SKIP
+    >>> analysis.report("report.html")  # doctest: +SKIP
     PosixPath('report.html')
     """
     try:
