@@ -356,3 +356,24 @@ def test_pickles(rec: Recording) -> None:
     again = pickle.loads(pickle.dumps(a))
     np.testing.assert_array_equal(again["run"]["psi"], expected)
     np.testing.assert_array_equal(again["run"]["distance"], a["run"]["distance"])
+
+
+def test_metric_of_vectors_in_a_folder(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    rng = np.random.default_rng(2)
+    steps = [{key: {"w": rng.standard_normal((3, 2)), "b": rng.standard_normal(2)} for key in "gh"} for _ in range(3)]
+    with steepest.Recorder(tmp_path / "run", keep="vectors") as writer:
+        for x in steps:
+            update = {name: -(x["g"][name] + x["h"][name]) for name in x["g"]}
+            writer.step(grad={"g": x["g"], "h": x["h"]}, loss={"g": 1.0, "h": 2.0}, update=update)
+    a = steepest.analyze(tmp_path / "run")
+    for t, x in enumerate(steps):
+        update = {name: -(x["g"][name] + x["h"][name]) for name in x["g"]}
+        for key in "gh":
+            r = a[f"run/{key}"]
+            if r["status"][t, 0] != "ok":
+                continue
+            assert r.metric(t).cond() == steepest.metric(x[key], update).cond()
+            assert r.metric(t).cond() == pytest.approx(r["cond_min"][t, 0], rel=1e-13)
+    with pytest.raises(ValueError, match="step 9"):
+        a.metric(9, run="run/g")

@@ -178,3 +178,11 @@ def test_names_of_several_runs(two: Analysis) -> None:
     assert len(two) == 2
     assert "2 runs" in repr(two)
     assert "trapezoid" in repr(two)
+
+
+def test_table_of_a_notebook() -> None:
+    a = steepest.analyze({"<b>": made(4, ("a",), 0)})
+    table = a._repr_html_()
+    assert "&lt;b&gt;" in table
+    assert "<b>" not in table
+    assert f"{np.degrees(a.summary()[0]['psi_median']):.4g}" in table

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import importlib
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -274,6 +276,25 @@ class Analysis:
             What it returns.
         """
         return importlib.import_module("steepest.report").report(self, path, **options)
+
+    def _repr_html_(self) -> str:
+        head = ("run", "steps", "with a metric", "median angle (deg)", "median condition number", "gradient", "pair")
+        rows = [
+            (
+                row["run"],
+                row["steps"],
+                row["ok"],
+                f"{math.degrees(row['psi_median']):.4g}",
+                f"{row['cond_min_median']:.4g}",
+                row["gradient_source"],
+                row["pair"],
+            )
+            for row in self.summary()
+            if row["block"] == ALL
+        ]
+        cells = ["".join(f"<td>{html.escape(str(x))}</td>" for x in row) for row in rows]
+        titles = "".join(f"<th>{title}</th>" for title in head)
+        return f"<table><tr>{titles}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
     def __repr__(self) -> str:
         listed = [f"  {run!r}" for run in list(self.runs.values())[:12]]

@@ -140,7 +140,8 @@ class RunAnalysis:
         Returns
         -------
         Metric
-            Of the gradient and the update recorded at the step: of the continuous pair, whatever `pair` is.
+            Of the gradient and the update recorded at the step: of the continuous pair, whatever `pair` is, and in the
+            units of the vectors, also where the columns are in those of a scale (``info.scaled``).
 
         Raises
         ------
