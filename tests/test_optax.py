@@ -186,6 +186,45 @@ def test_capacity_and_every_together():
     assert steepest.optax.read(train(tx, 3, "jit")[1]).step.tolist() == [0, 2]
 
 
+@pytest.mark.parametrize("how", ["eager", "jit", "scan"])
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_lag(rule, how):
+    tx = steepest.optax.track(RULES[rule](), lag=1, capacity=4)
+    params, state, history = train(tx, 7, how)
+    assert same_bits(params, train(RULES[rule](), 7, how)[0])
+    rec, oracle = steepest.optax.read(state), numpy_recording(history, lag=1)
+    assert rec.info == oracle.info
+    assert np.isnan(rec["lag_yy"][0]).all()  # the step before was overwritten
+    length = {"yy": oracle.grad_norm, "gg": oracle.update_norm}
+    for product, (one, other) in {
+        "lag_yy": ("yy", "yy"), "lag_yg": ("yy", "gg"), "lag_gy": ("gg", "yy"), "lag_gg": ("gg", "gg"),
+    }.items():  # fmt: skip
+        found = np.ldexp(rec[product][1:, :, 0], rec[product + "_exponent"][1:, :, 0])
+        wanted = np.ldexp(oracle[product][4:, :, 0], oracle[product + "_exponent"][4:, :, 0])
+        norms = length[one][4:] * length[other][3:-1]
+        assert (np.abs(found - wanted) <= (1e-12 if how == "eager" else 2e-6) * norms).all()
+        bound = np.ldexp(rec[product + "_bound"][1:, :, 0], rec[product + "_exponent"][1:, :, 0])
+        assert (bound > 0).all()
+        assert (bound < 1e-10 * norms).all()
+        if how == "eager":
+            assert (np.abs(found - wanted) <= bound).all()
+
+
+def test_lag_beside_what_is_not_finite():
+    params = {"a": jnp.ones(5), "b": jnp.ones(2)}
+    tx = steepest.optax.track(optax.sgd(0.1), lag=1)
+    state = tx.init(params)
+    for a in (1.0, np.nan, 2.0, 0.0):
+        grads = {"a": jnp.full(5, a), "b": jnp.ones(2)}
+        _, state = tx.update(grads, state, params)
+    rec = steepest.optax.read(state)
+    found = np.ldexp(rec["lag_yy"][:, :, 0], rec["lag_yy_exponent"][:, :, 0])
+    np.testing.assert_array_equal(found[:, 2], [np.nan, 2, 2, 2])
+    np.testing.assert_array_equal(found[:, 1], [np.nan, np.nan, np.nan, 0])
+    with pytest.raises(TypeError, match="dtype"):
+        tx.update(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), state, params)
+
+
 def test_blocks_false_is_one_vector():
     whole = steepest.optax.read(train(steepest.optax.track(optax.adam(1e-2), blocks=False), 3, "jit")[1])
     rec = steepest.optax.read(train(steepest.optax.track(optax.adam(1e-2)), 3, "jit")[1])
@@ -367,6 +406,8 @@ def test_errors():
         ({"capacity": 0}, "capacity"),
         ({"every": 0}, "every"),
         ({"every": 1.5}, "every"),
+        ({"lag": 2}, "lag"),
+        ({"lag": 1, "every": 2}, "lag"),
         ({"objective": "batch"}, "objective"),
         ({"gradient_source": "me"}, "gradient_source"),
     ):

@@ -16,11 +16,13 @@ import numpy as np
 if TYPE_CHECKING:
     import jax
 
-__all__ = ["FLOATS", "INTEGERS", "NONFINITE", "TOP", "error_bound", "pair_gram", "spacing"]
+__all__ = ["FLOATS", "INTEGERS", "LAG_FLOATS", "NONFINITE", "TOP", "error_bound", "lag_gram", "pair_gram", "spacing"]
 
 #: Columns of the two results of `pair_gram`; `flip` is 2^(-4 TOP) sum (y_i g_i)^2.
 FLOATS = ("yy", "yy_lo", "yg", "yg_lo", "gg", "gg_lo", "flip", "spacing")
 INTEGERS = ("y_exponent", "g_exponent", "spacing_exponent", "dtype")
+#: Columns of `lag_gram`: grad.grad0, grad.update0, update.grad0, update.update0.
+LAG_FLOATS = ("lag_yy", "lag_yy_lo", "lag_yg", "lag_yg_lo", "lag_gy", "lag_gy_lo", "lag_gg", "lag_gg_lo")
 #: In the place of an exponent: the vector holds NaN or Inf, or is missing.
 NONFINITE = 1 << 20
 #: The largest element of a scaled vector is in [2^TOP, 2^(TOP + 1)).
@@ -89,6 +91,42 @@ def pair_gram(
     code = max(_FORMATS[x.dtype.name].code for x in (*grads, *updates))
     integers = jnp.stack([*exponents, spacing_top, jnp.int32(code)]).astype(jnp.int32)
     return jnp.stack([*floats, spacings]).astype(dtype), integers
+
+
+def lag_gram(
+    grads: list[jax.Array], updates: list[jax.Array], grads0: list[jax.Array], updates0: list[jax.Array], dtype: Any
+) -> jax.Array:
+    """Inner products of one block with the step before it, which may be traced.
+
+    Parameters
+    ----------
+    grads, updates, grads0, updates0 : list of jax.Array
+        The arrays of the block, of this step and of the one before.
+    dtype : float32 or float64
+        To compute in.
+
+    Returns
+    -------
+    jax.Array, shape (len(LAG_FLOATS),)
+        Of the vectors divided by their powers of two, which are those that `pair_gram` finds in either step.
+    """
+    import jax.numpy as jnp
+
+    tops = [_top_exponent(arrays) for arrays in (grads, updates, grads0, updates0)]
+    y_top, g_top, y0_top, g0_top = (jnp.where(top == -NONFINITE, 0, top) for top in tops)
+    totals = None
+    for arrays in zip(grads, updates, grads0, updates0, strict=True):
+        y, g, y0, g0 = (
+            _halves(_rows(x.ravel()), top, jnp.dtype(dtype))
+            for x, top in zip(arrays, (y_top, g_top, y0_top, g0_top), strict=True)
+        )
+        products = [term for a in (y, g) for b in (y0, g0) for term in _product(a, b)]
+        columns = _chain_sum(tuple(products))
+        totals = columns if totals is None else _add(totals, columns)
+    assert totals is not None  # a block has arrays
+    bad = jnp.stack(tops) == NONFINITE
+    missing = [bad[i] | bad[j] for i in (0, 1) for j in (2, 3) for _ in range(2)]
+    return jnp.stack([jnp.where(b, jnp.nan, x) for b, x in zip(missing, totals, strict=True)]).astype(dtype)
 
 
 def error_bound(size: int, segments: int, dtype: str) -> float:

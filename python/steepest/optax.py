@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from steepest import jax_gram
-from steepest.arrays import EPSILON, FLOAT_NAMES, Layout
+from steepest.arrays import FLOAT_NAMES, Layout
+from steepest.block_products import sum_of_lags
+from steepest.jax_products import Products, lag_products, whole
 from steepest.recording import Recording
 from steepest.row_format import GradientSource, Objective, RecordingInfo, check_names, row_dtype
-from steepest.step_rows import Triple, scalar_row
 
 if TYPE_CHECKING:
     import optax
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["TrackState", "read", "track"]
 
 _LOGGER = logging.getLogger("steepest")
-_COLUMN = {name: i for i, name in enumerate(jax_gram.FLOATS)}
 
 
 class TrackState(NamedTuple):
@@ -38,7 +37,9 @@ class TrackState(NamedTuple):
     step, loss : jax.Array, shape (capacity,)
         Ring buffers: number of each recorded step, -1 where there is none yet, and its loss.
     floats, integers : jax.Array, shape (capacity, blocks, columns)
-        Ring buffers of `steepest.jax_gram.FLOATS` and `INTEGERS`.
+        Ring buffers of `steepest.jax_gram.FLOATS`, with lag also `LAG_FLOATS`, and `INTEGERS`.
+    previous : tuple
+        Gradients and updates of the last step with lag, else empty.
     about : jax.Array, uint8
         Names and shapes of the blocks, and the options of `track`, as JSON.
     """
@@ -49,6 +50,7 @@ class TrackState(NamedTuple):
     loss: Any
     floats: Any
     integers: Any
+    previous: Any
     about: Any
 
 
@@ -57,6 +59,7 @@ def track(
     *,
     capacity: int = 1024,
     every: int = 1,
+    lag: int = 0,
     blocks: bool = True,
     objective: Objective = "unknown",
     gradient_source: GradientSource = "rule",
@@ -71,9 +74,13 @@ def track(
         clipped gradient, ``track(chain(clip, adam))`` against the one from the loss.
     capacity : int
         How many recorded steps the state has room for; later ones overwrite the oldest. A step takes 48 bytes for each
-        block, 80 with x64.
+        block, 80 with x64; with lag 80 and 144.
     every : int
         Record each step whose number is a multiple.
+    lag : {0, 1}
+        1 also records the inner products with the step before, as `Recorder` does, which the pairs of a discrete
+        gradient need. For this ONE copy of the gradients and ONE of the updates stay in the state. Only with
+        ``every=1``.
     blocks : bool
         Whether every array is a block of its own, beside the whole. Its name is its path in the tree, as
         ``layer/kernel``.
@@ -98,8 +105,8 @@ def track(
     ImportError
         optax is not installed.
     ValueError
-        `capacity` or `every` is less than 1, or another option has no valid value. From ``init``: no floating-point
-        arrays, or an array called "(all)".
+        `capacity` or `every` is less than 1, `lag` is not 0 or 1, or another option has no valid value. From
+        ``init``: no floating-point arrays, or an array called "(all)".
     TypeError
         From ``init`` and ``update``: complex or 8-bit arrays.
 
@@ -133,13 +140,15 @@ def track(
     >>> rec = steepest.optax.read(state)
     >>> rec.blocks, rec.loss.tolist()
     (('(all)', 'b', 'w'), [13.0])
-    >>> rec.alignment(step=0, block="w")  # Adam's first step is of equal size in every element
-    Alignment(status='ok', n=2, angle=8.1301 deg, cond_min=1.32993, rho=3535.53, chance: 4.5 to 175.5 deg)
+    >>> round(rec.alignment(step=0, block="w").angle_degrees, 3)  # Adam's first step is of equal size in every element
+    8.13
     """
     jax, optax = _libraries()
     for name, number in (("capacity", capacity), ("every", every)):
         if number != int(number) or number < 1:
             raise ValueError(f"expected {name} to be an integer of at least 1, got {number!r}")
+    if lag not in (0, 1) or (lag and every != 1):
+        raise ValueError(f"expected lag to be 0, or 1 with every=1, got lag={lag!r} with every={every!r}")
     RecordingInfo(None, (), objective, gradient_source, every=int(every))  # checks them
     jnp = jax.numpy
     inner = optax.with_extra_args_support(optimizer)
@@ -157,17 +166,19 @@ def track(
         about = {
             "names": names, "shapes": shapes, "segments": len(sizes) if not blocks else 1, "every": int(every),
             "objective": objective, "gradient_source": gradient_source,
+            "lag": int(lag),
         }  # fmt: skip
         wide = jnp.zeros(()).dtype == np.float64 or any(x.dtype == np.float64 for x in arrays.values())
         dtype = np.dtype(np.float64 if wide else np.float32)
-        shape = (int(capacity), len(shapes))
+        shape, columns = (int(capacity), len(shapes)), len(jax_gram.FLOATS) + len(jax_gram.LAG_FLOATS) * int(lag)
         return TrackState(
             inner=inner.init(params),
             count=jnp.zeros((), jnp.int32),
             step=jnp.full(shape[:1], -1, jnp.int32),
             loss=jnp.full(shape[:1], jnp.nan, dtype),
-            floats=jnp.full((*shape, len(jax_gram.FLOATS)), jnp.nan, dtype),
+            floats=jnp.full((*shape, columns), jnp.nan, dtype),
             integers=jnp.zeros((*shape, len(jax_gram.INTEGERS)), jnp.int32),
+            previous=tuple([jnp.zeros(x.shape, x.dtype) for x in arrays.values()] for _ in range(2 * int(lag))),
             about=jnp.asarray(np.frombuffer(json.dumps(about).encode(), np.uint8)),
         )
 
@@ -197,6 +208,7 @@ def track(
             loss=state.loss.at[at].set(loss.reshape(()).astype(state.loss.dtype), mode="drop"),
             floats=state.floats.at[at].set(floats, mode="drop"),
             integers=state.integers.at[at].set(integers, mode="drop"),
+            previous=_kept(y, g, state.previous) if lag else (),
             about=state.about,
         )
 
@@ -240,7 +252,7 @@ def read(opt_state: Any) -> Recording:
     shapes, names, every = [tuple(s) for s in about["shapes"]], about["names"], about["every"]
     info = RecordingInfo(
         None if names is None else tuple(names), tuple(shapes), about["objective"], about["gradient_source"],
-        every=every,
+        every=every, lag=about["lag"],
     )  # fmt: skip
     if not int(state.count):
         raise ValueError("expected at least one update to have been made, got none")
@@ -254,16 +266,25 @@ def read(opt_state: Any) -> Recording:
             len(state.step), lost, lost + len(order),
         )  # fmt: skip
     bounds = [jax_gram.error_bound(math.prod(s), about["segments"], state.floats.dtype.name) for s in shapes]
-    rows = np.zeros((len(order), 1 + len(names or ())), row_dtype(0))
+    rows = np.zeros((len(order), 1 + len(names or ())), row_dtype(info.lag))
+    before: list[Products] | None = None
     for row, at in zip(rows, order, strict=True):
-        products = [
-            _Products.of(floats, integers, bound)
+        parts = [
+            Products.of(floats, integers, bound)
             for floats, integers, bound in zip(state.floats[at], state.integers[at], bounds, strict=True)
         ]
+        lags: list[Any] = [None] * len(parts)
+        if info.lag and before is not None:
+            lags = [
+                lag_products(p, p0, floats[len(jax_gram.FLOATS) :], bound)
+                for p, p0, floats, bound in zip(parts, before, state.floats[at], bounds, strict=True)
+            ]
+        before, products = parts, parts
         if names is not None:
-            products.insert(0, products[0] if len(names) == 1 else _whole(products))
-        for block, p in enumerate(products):
-            p.fill(row, int(state.step[at]), block, float(state.loss[at]))
+            products = [parts[0] if len(names) == 1 else whole(parts), *parts]
+            lags = [lags[0] if len(names) == 1 or lags[0] is None else sum_of_lags(lags), *lags]
+        for block, (p, with_previous) in enumerate(zip(products, lags, strict=True)):
+            p.fill(row, int(state.step[at]), block, float(state.loss[at]), with_previous)
     return Recording(info, rows)
 
 
@@ -352,81 +373,23 @@ def _measure(grads: Any, updates: Any, params: Any, state: TrackState, blocks: b
     wide = any(x.dtype == np.float64 for x in (*ys, *gs, *(known or ())))
     if wide and state.floats.dtype != np.float64:
         raise TypeError("expected no float64 where params in init had none: set jax_enable_x64 before init")
-    parts = [jax_gram.pair_gram(ys[s], gs[s], None if known is None else known[s], state.floats.dtype) for s in each]
-    return jnp.stack([part[0] for part in parts]), jnp.stack([part[1] for part in parts])
+    dtype = state.floats.dtype
+    parts = [jax_gram.pair_gram(ys[s], gs[s], None if known is None else known[s], dtype) for s in each]
+    floats, integers = (jnp.stack(column) for column in zip(*parts, strict=True))
+    if state.previous:
+        ys0, gs0 = state.previous
+        lags = [jax_gram.lag_gram(ys[s], gs[s], ys0[s], gs0[s], dtype) for s in each]
+        floats = jnp.concatenate([floats, jnp.stack(lags)], axis=1)
+    return floats, integers
 
 
-class _Products(NamedTuple):
-    """Inner products of a block as (hi, lo, bound), and what else its row needs."""
-
-    yy: Triple
-    yg: Triple
-    gg: Triple
-    y_exponent: int
-    g_exponent: int
-    flip: float  # sum (y_i g_i)^2 in units of yg^2
-    spacing: float
-    dtype: str
-
-    @classmethod
-    def of(cls, floats: NDArray[Any], integers: NDArray[np.int32], bound: float) -> _Products:
-        value = {name: float(floats[i]) for name, i in _COLUMN.items()}
-        y_exponent, g_exponent, spacing_exponent, code = integers.tolist()
-        # Of the bounds themselves: 1e-6 more than all their rounding.
-        norms = {"y": math.sqrt(value["yy"]) * (1.0 + 1e-6), "g": math.sqrt(value["gg"]) * (1.0 + 1e-6)}
-        yy, yg, gg = ((value[k], value[k + "_lo"], bound * norms[k[0]] * norms[k[1]]) for k in ("yy", "yg", "gg"))
-        spacing = math.nan
-        if not math.isnan(value["spacing"]):
-            spacing = math.ldexp(math.sqrt(value["spacing"]), spacing_exponent)
-        flip = math.ldexp(value["flip"], 4 * jax_gram.TOP)
-        return cls(yy, yg, gg, y_exponent, g_exponent, flip, spacing, FLOAT_NAMES[code])
-
-    def fill(self, row: NDArray[np.void], step: int, block: int, loss: float) -> None:
-        yy, gg = self.yy[0], self.gg[0]
-        update_norm = math.nan
-        if gg >= 0.0:
-            update_norm = math.ldexp(math.sqrt(gg), self.g_exponent)
-        scalar_row(
-            row, step, block, self.dtype, self.yy, self.yg, self.gg,
-            y_exponent=self.y_exponent, g_exponent=self.g_exponent, loss=loss,
-            psi_floor=math.atan2(self.spacing / math.sqrt(12.0), update_norm),
-            sign_flip_variance=self.flip / yy / gg if yy > 0.0 and gg > 0.0 else math.nan,
-        )  # fmt: skip
-
-
-def _whole(parts: Sequence[_Products]) -> _Products:
-    """The sum over all blocks."""
-    finite = [p for p in parts if not (math.isnan(p.yy[0]) or math.isnan(p.gg[0]))]
-    y = max((p.y_exponent for p in finite if p.yy[0] > 0.0), default=0)
-    g = max((p.g_exponent for p in finite if p.gg[0] > 0.0), default=0)
-    shift = [(p.y_exponent - y, p.g_exponent - g) for p in parts]
-    return _Products(
-        _sum([p.yy for p in parts], [2 * a for a, _ in shift]),
-        _sum([p.yg for p in parts], [a + b for a, b in shift]),
-        _sum([p.gg for p in parts], [2 * b for _, b in shift]),
-        y,
-        g,
-        math.fsum(_scaled(p.flip, 2 * (a + b)) for p, (a, b) in zip(parts, shift, strict=True)),
-        math.hypot(*(p.spacing for p in parts)),
-        max((p.dtype for p in parts), key=EPSILON.__getitem__),
-    )
-
-
-def _sum(terms: Sequence[Triple], shifts: Sequence[int]) -> Triple:
-    """Sum of (hi, lo, bound), each times a power of two."""
-    if any(math.isnan(hi) for hi, _, _ in terms):
-        return math.nan, math.nan, math.nan
-    moved = [tuple(_scaled(x, k) for x in term) for term, k in zip(terms, shifts, strict=True)]
-    values = [x for hi, lo, _ in moved for x in (hi, lo)]
-    hi = math.fsum(values)
-    lo = math.fsum([*values, -hi])
-    bound = math.fsum(b for _, _, b in moved) * (1.0 + 1e-6) + abs(lo) * 2.0**-52
-    return (
-        hi,
-        lo,
-        bound + len(terms) * 2.0**-1073 * any(k < 0 for (h, _, b), k in zip(terms, shifts, strict=True) if h or b),
-    )
-
-
-def _scaled(x: float, k: int) -> float:
-    return math.ldexp(x, k) if x else x  # of an exponent that belongs to a zero vector, k is arbitrary
+def _kept(grads: Any, updates: Any, previous: Any) -> Any:
+    """Gradients and updates for the next step, in the element types of the last one."""
+    kept = tuple(list(_floating(tree).values()) for tree in (grads, updates))
+    for now, before in zip(kept, previous, strict=True):
+        for x, x0 in zip(now, before, strict=True):
+            if x.dtype != x0.dtype:
+                raise TypeError(
+                    f"expected gradients and updates of the parameters' dtype {x0.dtype} with lag, got {x.dtype}"
+                )
+    return kept
