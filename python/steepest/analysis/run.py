@@ -74,6 +74,17 @@ class RunAnalysis:
       metrics of the continuous pairs of the step before and this one (section 5); ``path_length``, its sum. They need
       ``lag >= 1``, and some 25 microseconds a row;
     - ``decay_share`` as recorded.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import steepest
+    >>> x = np.array([[3.0, 4.0], [2.0, 3.0]])
+    >>> run = steepest.analyze(steepest.recording(grad=x, update=-x * [1.0, 2.0]))["run"]
+    >>> run
+    RunAnalysis('run': 2 steps, 1 block, n=2, pair 'continuous', gradient from the rule; ok 2)
+    >>> np.degrees(run["psi"]).round(2).tolist()
+    [[16.31], [15.26]]
     """
 
     name: str
@@ -266,9 +277,10 @@ class RunAnalysis:
     def __repr__(self) -> str:
         counts = ", ".join(f"{status} {k}" for status, k in self.counts().items())
         window = f", window {self.window}" * (self.window > 1)
+        blocks = f"{len(self.blocks)} block" + "s" * (len(self.blocks) != 1)
         return (
-            f"RunAnalysis({self.name!r}: {len(self)} steps, {len(self.blocks)} blocks, n={self.sizes[0]}, pair "
-            f"{self.pair!r}{window}, gradient from the {self.gradient_source}; {counts or 'no steps'})"
+            f"RunAnalysis({self.name!r}: {len(self)} steps, {blocks}, n={self.sizes[0]}, pair {self.pair!r}{window}, "
+            f"gradient from the {self.gradient_source}; {counts or 'no steps'})"
         )
 
     def _recording(self, name: str) -> Recording:
