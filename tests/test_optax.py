@@ -296,6 +296,16 @@ def test_arrays_of_very_different_scales_are_summed():
     assert rec.grad_norm[0, 1] == pytest.approx(float(np.float32(1e-36)) * math.sqrt(3), rel=1e-12)
 
 
+def test_a_block_that_is_not_finite_beside_very_different_scales():
+    with jax.enable_x64(True):
+        grads = {"a": jnp.array([1e-300, np.nan]), "b": jnp.array([1e-300, 1e-300]), "c": jnp.array([1e300])}
+        scales = {"a": 1e300, "b": 1.0, "c": 1e-300}
+        tx = steepest.optax.track(optax.stateless(lambda u, p: {k: -scales[k] * x for k, x in u.items()}))
+        _, state = tx.update(grads, tx.init(grads))
+    rec = steepest.optax.read(state)
+    assert rec.status.tolist() == [["nonfinite", "nonfinite", "ok", "ok"]]
+
+
 def test_inside_a_chain_a_mask_and_accumulation():
     params = parameters()
     mask = {"hidden": [True, False], "readout": Readout(True, False)}

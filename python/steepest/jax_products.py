@@ -77,9 +77,8 @@ def lag_products(now: Products, before: Products, floats: NDArray[Any], bound: f
 
 def whole(parts: Sequence[Products]) -> Products:
     """The sum over all blocks."""
-    finite = [p for p in parts if not (math.isnan(p.yy[0]) or math.isnan(p.gg[0]))]
-    y = max((p.y_exponent for p in finite if p.yy[0] > 0.0), default=0)
-    g = max((p.g_exponent for p in finite if p.gg[0] > 0.0), default=0)
+    y = max((p.y_exponent for p in parts if p.yy[0] > 0.0), default=0)  # NaN is not
+    g = max((p.g_exponent for p in parts if p.gg[0] > 0.0), default=0)
     shift = [(p.y_exponent - y, p.g_exponent - g) for p in parts]
     return Products(
         _sum([p.yy for p in parts], [2 * a for a, _ in shift]),
