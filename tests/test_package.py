@@ -6,6 +6,7 @@ import dataclasses
 import doctest
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import os
 import pkgutil
@@ -25,11 +26,16 @@ ROOT = Path(__file__).parents[1]
 OPTIONAL = ("torch", "jax", "matplotlib", "sklearn", "pandas", "xarray", "ml_dtypes", "mpmath")
 
 
+# Modules that are nothing without a package that may be missing.
+NEEDS = {"steepest.torch": "torch", "steepest.optax": "optax", "steepest.jax_": "jax"}
+
+
 def modules() -> list[ModuleType]:
-    """All Python modules of the package."""
+    """All Python modules of the package that can be imported here."""
+    missing = tuple(name for name, needed in NEEDS.items() if importlib.util.find_spec(needed) is None)
     names = [info.name for info in pkgutil.walk_packages(steepest.__path__, "steepest.")]
-    left_out = ("_core", "__main__")
-    return [steepest, *(importlib.import_module(name) for name in names if not name.endswith(left_out))]
+    left_out = [name for name in names if name.endswith(("_core", "__main__")) or name.startswith(missing)]
+    return [steepest, *(importlib.import_module(name) for name in names if name not in left_out)]
 
 
 def test_version() -> None:
@@ -67,7 +73,7 @@ def test_public_names_are_documented() -> None:
                     assert inspect.getdoc(getattr(thing, member)), f"{name}.{member}"
             if dataclasses.is_dataclass(thing):
                 for field in dataclasses.fields(thing):
-                    assert field.name in (thing.__doc__ or ""), f"{name}.{field.name}"
+                    assert field.name.startswith("_") or field.name in (thing.__doc__ or ""), f"{name}.{field.name}"
         elif inspect.isfunction(thing):
             for parameter in inspect.signature(thing).parameters:
                 assert f"{parameter}" in (thing.__doc__ or ""), f"{name}({parameter})"

@@ -135,28 +135,54 @@ SmallSpectrum low_rank_spectrum(const SmallMatrixDD& core, const SmallMatrixDD& 
     return result;
 }
 
+namespace {
+
+// A_1 and A_2 on span(W), the Cholesky factor of A_1, and the eigenvalues of A_1^-1 A_2, which are those of L^-1 A_2 L^-T.
+struct Pencil {
+    SmallMatrixDD a1, a2, lower;
+    std::vector<DoubleDouble> ratios;
+};
+
+Pencil pencil_on_span(double c1, const SmallMatrixDD& core1, double c2, const SmallMatrixDD& core2, const SmallMatrixDD& r) {
+    Pencil found{on_span(c1, core1, r), on_span(c2, core2, r), {}, {}};
+    const Eigen::LLT<SmallMatrixDD> cholesky(found.a1);
+    if (cholesky.info() != Eigen::Success) throw std::invalid_argument("the first matrix is not positive definite");
+    const SmallMatrixDD half = cholesky.matrixL().solve(found.a2);
+    found.ratios = symmetric_eigen(cholesky.matrixL().solve(SmallMatrixDD(half.transpose()))).values;
+    for (const DoubleDouble& ratio : found.ratios)
+        if (!(ratio.hi > 0.0)) throw std::invalid_argument("the second matrix is not positive definite");
+    found.lower = cholesky.matrixL();
+    return found;
+}
+
+Eigen::VectorXd logarithms(const std::vector<DoubleDouble>& ratios) {
+    Eigen::VectorXd logs(static_cast<Eigen::Index>(ratios.size()));
+    for (std::size_t i = 0; i < ratios.size(); ++i) logs(static_cast<Eigen::Index>(i)) = log_of(ratios[i]);
+    return logs;
+}
+
+}  // namespace
+
+Eigen::VectorXd low_rank_log_ratios(double c1, const SmallMatrixDD& core1, double c2, const SmallMatrixDD& core2,
+                                    const SmallMatrixDD& gram) {
+    const SmallMatrixDD r = gram_factor(gram);
+    if (r.rows() == 0) return Eigen::VectorXd(0);  // Eigen's solvers take the address of a first element
+    return logarithms(pencil_on_span(c1, core1, c2, core2, r).ratios);
+}
+
 SmallPencil low_rank_pencil(double c1, const SmallMatrixDD& core1, double c2, const SmallMatrixDD& core2,
                             const SmallMatrixDD& gram) {
     const SmallMatrixDD r = gram_factor(gram);
-    if (r.rows() == 0) return {Eigen::VectorXd(0), 0.0, 1.0};  // Eigen's solvers take the address of a first element
-    const SmallMatrixDD a1 = on_span(c1, core1, r), a2 = on_span(c2, core2, r);
-    const Eigen::LLT<SmallMatrixDD> cholesky(a1);
-    if (cholesky.info() != Eigen::Success) throw std::invalid_argument("the first matrix is not positive definite");
-    // Eigenvalues of L^-1 A_2 L^-T are those of A_1^-1 A_2; of L^T A_2 L those of A_1 A_2.
-    const SmallMatrixDD half = cholesky.matrixL().solve(a2);
-    const SmallMatrixDD ratio = cholesky.matrixL().solve(SmallMatrixDD(half.transpose()));
-    const SmallMatrixDD lower = cholesky.matrixL();
-    const SymmetricEigen ratios = symmetric_eigen(ratio), products = symmetric_eigen(lower.transpose() * a2 * lower);
-    SmallPencil result{Eigen::VectorXd(r.rows()), 0.0, 1.0};
+    if (r.rows() == 0) return {Eigen::VectorXd(0), 0.0, 1.0};
+    const Pencil found = pencil_on_span(c1, core1, c2, core2, r);
+    // Eigenvalues of L^T A_2 L are those of A_1 A_2.
+    const SymmetricEigen products = symmetric_eigen(found.lower.transpose() * found.a2 * found.lower);
+    SmallPencil result{logarithms(found.ratios), 0.0, 1.0};
     DoubleDouble bures = 0.0;
-    for (Eigen::Index i = 0; i < r.rows(); ++i) {
-        const auto at = static_cast<std::size_t>(i);
-        if (!(ratios.values[at].hi > 0.0)) throw std::invalid_argument("the second matrix is not positive definite");
-        result.log_ratios(i) = log_of(ratios.values[at]);
-        bures += a1(i, i) + a2(i, i) - DoubleDouble(2.0) * sqrt(products.values[at]);
-    }
+    for (Eigen::Index i = 0; i < r.rows(); ++i)
+        bures += found.a1(i, i) + found.a2(i, i) - DoubleDouble(2.0) * sqrt(products.values[static_cast<std::size_t>(i)]);
     result.bures = static_cast<double>(bures);
-    for (const SmallMatrixDD* a : {&a1, &a2}) {
+    for (const SmallMatrixDD* a : {&found.a1, &found.a2}) {
         const SymmetricEigen own = symmetric_eigen(*a);
         if (!own.values.empty())
             result.condition = std::max(result.condition, own.values.back().hi / own.values.front().hi);

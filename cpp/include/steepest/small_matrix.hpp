@@ -38,4 +38,8 @@ struct SmallPencil {
 SmallPencil low_rank_pencil(double c1, const SmallMatrixDD& core1, double c2, const SmallMatrixDD& core2,
                             const SmallMatrixDD& gram);
 
+// The logarithms alone, in a quarter of the time.
+Eigen::VectorXd low_rank_log_ratios(double c1, const SmallMatrixDD& core1, double c2, const SmallMatrixDD& core2,
+                                    const SmallMatrixDD& gram);
+
 }  // namespace steepest

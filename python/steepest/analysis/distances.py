@@ -20,7 +20,7 @@ Rows = NDArray[np.void]
 
 # M_opt = alpha (I + yh yh^T - gh gh^T) with the unit vectors of -grad and update; the four columns are those of the
 # step before and of this one.
-_BEFORE, _NOW, _ZERO = np.diag([1.0, -1.0, 0.0, 0.0]), np.diag([0.0, 0.0, 1.0, -1.0]), np.zeros((4, 4))
+_BEFORE, _NOW = np.diag([1.0, -1.0, 0.0, 0.0]), np.diag([0.0, 0.0, 1.0, -1.0])
 
 
 def metric_distances(
@@ -67,15 +67,11 @@ def metric_distances(
         t, b = np.nonzero(usable)
         before, now = rows[t, b], rows[t + 1, b]
         log_ratio, high, low = _unit_gram(before, now)
-        for k in range(len(t)):
-            at = start + t[k], b[k]
-            try:
-                logs = _core.low_rank_pencil(1.0, _BEFORE, _ZERO, 1.0, _NOW, _ZERO, high[k], low[k])[0]
-            except ValueError:  # an angle so near 90 degrees that the metric is singular to working precision
-                continue
-            logs += log_ratio[k]
-            plane[at] = np.sqrt(logs @ logs)
-            bulk[at] = np.sqrt(dimensions[b[k]] - logs.size) * abs(log_ratio[k])
+        logs = _core.low_rank_log_ratios(1.0, _BEFORE, 1.0, _NOW, high, low)
+        # NaN everywhere: an angle so near 90 degrees that the metric is singular to working precision.
+        rank = np.isfinite(logs).sum(axis=1)
+        plane[start + t, b] = np.where(rank > 0, np.sqrt(np.nansum((logs + log_ratio[:, None]) ** 2, axis=1)), np.nan)
+        bulk[start + t, b] = np.where(rank > 0, np.sqrt(dimensions[b] - rank) * np.abs(log_ratio), np.nan)
     return np.hypot(bulk, plane), bulk, plane
 
 
