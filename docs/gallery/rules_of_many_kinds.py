@@ -3,9 +3,9 @@
     python docs/gallery/rules_of_many_kinds.py
 
 Adam of optax on handwritten digits, compiled by JAX and run by ``lax.scan``; Oja's rule, asked for three objectives of
-which it might be the descent; an evolution strategy, whose gradient is an estimate with an error; and learning in context:
-the hidden state of a linear-attention transformer, whose steps are its layers. Each leaves a recording; the rest is one
-path. Needs ``pip install "steepest[experiments,report,jax]"``.
+which it might be the descent; an evolution strategy, whose gradient is an estimate with an error; and learning in
+context: the hidden state of a linear-attention transformer, whose steps are its layers. Each leaves a recording; the
+rest is one path. Needs ``pip install "steepest[experiments,report,jax]"``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def recordings(seed: int) -> dict[str, steepest.Recording]:
     angle = np.degrees(np.nanmedian(strategy.true.angle[:, 0]))
     print(
         f"Evolution strategy: {angle:.1f} degrees from the exact gradient; the population's own standard error of "
-        f"{100 * float(np.median(strategy.relative_error)):.0f}% says {math.degrees(np.median(strategy.expected_angle)):.1f}"
+        f"{100 * float(np.median(strategy.relative_error)):.0f}% says "
+        f"{math.degrees(np.median(strategy.expected_angle)):.1f}"
     )
 
     rng = np.random.default_rng(seed)
