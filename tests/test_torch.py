@@ -396,8 +396,9 @@ def test_names_frozen_tied_and_compiled() -> None:
     inner = nn.Sequential(nn.Linear(2, 2), torch.compile(nn.Linear(2, 1), backend="eager"))
     with track(torch.optim.SGD(inner.parameters(), lr=0.1), inner) as rec:
         assert rec.names == ("0.weight", "0.bias", "1.weight", "1.bias")
-    if torch.__version__ >= "2.6":
-        assert track(torch.optim.SGD(model.named_parameters(), lr=0.1)).names == ("embed.weight", "norm.weight")
+    optimizer = torch.optim.SGD(compiled.named_parameters(), lr=0.1)
+    if "param_names" in optimizer.param_groups[0]:  # torch >= 2.6
+        assert track(optimizer).names == ("embed.weight", "norm.weight")
 
 
 def test_missing_gradients() -> None:
@@ -736,3 +737,68 @@ def test_failed_step_leaves_no_row() -> None:
         p.grad = torch.ones(2)
         optimizer.step()
     assert rec.recording().step.tolist() == [0]
+
+
+@pytest.mark.parametrize("working", [None, torch.float64, torch.float32])
+def test_scalars_empty_parameters_and_strides(working: Any) -> None:
+    scalar, empty = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.ones(0, 3))
+    image = nn.Parameter(torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last))
+    slanted = nn.Parameter(torch.randn(6, 4).T)
+    optimizer = torch.optim.Adam([scalar, empty, image, slanted], lr=0.1)
+    with track(optimizer, _working=working) as rec:
+        assert rec.names == ("param_0", "param_2", "param_3")
+        params = [scalar, image, slanted]
+        before = [p.detach().clone() for p in params]
+        (scalar * 3 + (image * torch.randn(4, 3, 5, 5)).sum() + (slanted**2).sum() + empty.sum()).backward()
+        grads = [p.grad.contiguous() for p in params]
+        optimizer.step()
+    updates = [(p.detach() - b).contiguous() for p, b in zip(params, before, strict=True)]
+    for i, name in enumerate(rec.names):
+        expected = steepest.align(grads[i], updates[i])
+        found = rec.recording().alignment(0, name)
+        assert found.status == expected.status == "ok"
+        assert found.angle == pytest.approx(expected.angle, abs=1e-7 if working else 0.0)
+        assert found.null_sign_flip == pytest.approx(expected.null_sign_flip, rel=1e-6)
+
+
+@pytest.mark.parametrize("working", [None, torch.float64, torch.float32])
+def test_not_finite(working: Any) -> None:
+    p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([p, q], lr=0.1)
+    with track(optimizer, lag=1, _working=working) as rec:
+        for bad in (1.0, math.inf, math.nan):
+            p.grad, q.grad = torch.tensor([1.0, bad, 1.0]), torch.ones(2)
+            optimizer.step()
+    assert rec.recording().status.tolist() == [["ok"] * 3] + [["nonfinite", "nonfinite", "ok"]] * 2
+
+
+def test_moved_and_widened_parameters() -> None:
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = data()
+    with track(optimizer, model) as rec:
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            model.to(dtype)
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x.to(dtype)), y).backward()
+            optimizer.step()
+    assert rec.recording().to_dict()["dtype"] == [[name] * 3 for name in ("float32", "float64", "bfloat16")]
+    assert (rec.recording().angle[:2, 0] < 1e-5).all()
+
+
+def test_cost_in_memory() -> None:
+    """One resident copy, in which the update is formed too; nothing else that grows with the parameters."""
+    p = nn.Parameter(torch.ones(1000, 1000))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    with track(optimizer) as rec:
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        (copy_,) = rec._before
+        address = copy_.data_ptr()
+        for _ in range(3):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        assert rec._before[0].data_ptr() == address
+        assert not rec._update
+        assert torch.allclose(copy_, torch.full_like(copy_, -0.1), atol=1e-6)
+    assert not rec._before

@@ -60,12 +60,14 @@ def track(
     lag : int
         Also record the inner products with this many steps before: 2 `lag` more copies of the parameters.
     keep : {'scalars', 'vectors'}
-        ``vectors`` also keeps params, grad and update of each recorded step, and copies them to the host for it.
+        ``vectors`` also keeps params, grad and update of each recorded step, and copies them to the host for it;
+        gradients that are missing are stored as zeros.
     objective : {'unknown', 'fixed'}, optional
         Default ``fixed`` with `evaluate`, which is one function, else ``unknown``. Full batches are ``fixed`` too.
     log : callable, optional
         Called for each row with a dict ``steepest/step, loss, psi`` (degrees), ``cos, cond_min, grad_norm,
-        update_norm`` of the whole vector, without what is unknown: ``wandb.log``, say.
+        update_norm`` of the whole vector, without what is unknown: ``wandb.log``, say. On an accelerator rows come some
+        steps late.
     log_blocks : bool
         The same for each block, as ``steepest/psi/<block>``, ...
     resume, sync : bool

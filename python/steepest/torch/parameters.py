@@ -74,8 +74,7 @@ def tracked_parameters(optimizer: torch.optim.Optimizer, model: torch.nn.Module 
     known = {}
     if model is not None:
         for name, p in model.named_parameters():
-            # torch.compile wraps modules under this name.
-            known[id(p)] = name.replace("_orig_mod.", "")
+            known[id(p)] = name
     names: list[str] = []
     tensors: list[torch.Tensor] = []
     groups: list[int] = []
@@ -85,7 +84,8 @@ def tracked_parameters(optimizer: torch.optim.Optimizer, model: torch.nn.Module 
     for g, group in enumerate(optimizer.param_groups):
         given = group.get("param_names", [None] * len(group["params"]))
         for p, own in zip(group["params"], given, strict=True):
-            name = known.get(id(p)) or own or f"param_{count}"
+            # torch.compile wraps modules under this name.
+            name = (known.get(id(p)) or own or f"param_{count}").replace("_orig_mod.", "")
             count += 1
             if id(p) in seen:
                 continue

@@ -302,7 +302,7 @@ class Tracker:
                 "the tracked optimizer steps inside the backward pass, where gradients are freed one by one: call "
                 "optimizer.step() after backward(), or close the tracker"
             )
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if tracked.tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("a step inside a CUDA graph cannot be tracked: its hooks do not run when it is replayed")
         if held_by(self._optimizer) != tracked.held or any(p.requires_grad for p in tracked.frozen):
             raise ValueError(
@@ -319,11 +319,10 @@ class Tracker:
     def _remember(self) -> None:
         """Copy the parameters, into the memory of the last copy."""
         params = [p.detach() for p in self._tracked.tensors]
-        fitting = len(self._before) == len(params) and all(
-            b.device == p.device for b, p in zip(self._before, params, strict=True)
-        )
-        if not fitting:  # float32 holds the difference of two half-precision numbers with all its digits
-            self._before = [torch.empty_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in params]
+        # float32 holds the difference of two half-precision numbers with all its digits.
+        kinds = [(p.device, torch.promote_types(p.dtype, torch.float32)) for p in params]
+        if [(b.device, b.dtype) for b in self._before] != kinds:
+            self._before = [torch.empty_like(p, dtype=dtype) for p, (_, dtype) in zip(params, kinds, strict=True)]
             self._update = []
         torch._foreach_copy_(self._before, params)
 
