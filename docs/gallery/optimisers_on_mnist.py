@@ -29,7 +29,7 @@ from steepest.experiments.digits import Digits, load_digits, load_mnist
 HIDDEN = 128
 BATCH = 128
 FIXED_BATCH = 10_000  # images of the batch on which every rule is evaluated
-EVERY = 5  # steps
+EVERY = 10  # steps
 
 
 class FeedbackLinear(torch.autograd.Function):
@@ -121,14 +121,20 @@ def train(name: str, digits: Digits) -> tuple[dict[str, steepest.Recording], flo
 
 def draw(analysis: steepest.Analysis, path: Path) -> None:
     """The angle of every rule to the fixed batch at equal loss, and SGD against both gradients."""
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    at_equal_loss, both_ways = figure.subplots(1, 2)
-    rules = [name for name in analysis.runs if name != "SGD, own gradient"]
-    analysis.plot.angle(at_equal_loss, x="loss", runs=rules, max_points=10)
-    analysis.plot.angle(both_ways, runs=("SGD", "SGD, own gradient"))
-    figure.savefig(path, dpi=150)
+    from steepest.plot.style import STYLE
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        at_equal_loss, both_ways = figure.subplots(1, 2)
+        rules = [name for name in analysis.runs if name != "SGD, own gradient"]
+        analysis.plot.angle(at_equal_loss, x="loss", runs=rules, max_points=10, band="quartiles")
+        at_equal_loss.legend(loc="lower left", ncols=2)
+        analysis.plot.angle(both_ways, runs=("SGD", "SGD, own gradient"))
+        both_ways.set_title("SGD, against both gradients", loc="left")
+        figure.savefig(path, dpi=200)
 
 
 def main() -> None:

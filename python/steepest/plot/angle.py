@@ -94,7 +94,7 @@ def angle_data(
         By name; all runs, and the whole vector, by default. ``blocks=None`` takes every block.
     null : {'sign_flip', 'isotropic'}
         What is random about a random update: the signs of its products with the gradient (wider for sparse gradients),
-        or its direction.
+        or its direction, which is also taken where the signs are not known (pairs of finite steps).
     max_points : int
         Longer runs are drawn as medians of consecutive rows.
     band : {'range', 'quartiles'}
@@ -115,7 +115,10 @@ def angle_data(
     selected = select(source, runs, blocks)
     half_widths, floors = [], []
     for item, bins in binned(selected, x, max_points):
-        half_widths.append(np.degrees(bins.medians(item.values(f"null_{null}"))))
+        half_width = bins.medians(item.values(f"null_{null}"))
+        # The products of a finite-step pair do not give the sign-flip band.
+        half_width = np.where(np.isfinite(half_width), half_width, bins.medians(item.values("null_isotropic")))
+        half_widths.append(np.degrees(half_width))
         floors.append(np.degrees(bins.medians(item.values("psi_floor"))))
     # An ascent has an angle, which is drawn; marks are for steps without one.
     marks = [mark for item in selected if item.block == ALL for mark in marks_of(item, x, None)]
