@@ -153,11 +153,11 @@ def test_large_sum_within_its_bound() -> None:
 def test_spacing_norms(dtype: str) -> None:
     kind, eps = getattr(torch, dtype), float(torch.finfo(getattr(torch, dtype)).eps)
     for scale in (1.0, 0.01, 300.0):
-        x = [draw(n, kind, n, 2.0).mul(scale).reshape(shape) for n, shape in ((6, (2, 3)), (300_000, (300, 1000)))]
+        x = [draw(n, kind, n, 2.0).mul(scale).reshape(shape) for n, shape in ((6, (2, 3)), (1_200_000, (1200, 1000)))]
         for found, p in zip(gram.spacing_norms([x[0].T, x[1]]), x, strict=True):
             exponents = np.frexp(p.double().numpy())[1] - 1.0
             expected = np.linalg.norm(np.where(p.double().numpy() == 0, 0, eps * np.exp2(exponents)))
-            assert found == pytest.approx(float(expected), rel=1e-5)
+            assert found == pytest.approx(float(expected), rel=1e-4)
     assert gram.spacing_norms([torch.zeros(3, dtype=kind)]) == [0.0]
     assert math.isnan(gram.spacing_norms([torch.tensor([1.0, math.inf, 2.0], dtype=kind)])[0])
     assert math.isnan(gram.spacing_norms([torch.tensor([1.0, math.nan, 2.0], dtype=kind)])[0])

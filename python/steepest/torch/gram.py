@@ -21,7 +21,7 @@ _ROW = 1024  # every array is padded with zeros to a multiple
 _LEAF = 8  # products that are added plainly where they are exact
 _FAN = 128  # sums that one later round brings down to one
 _GROUP = 1 << 21  # elements that are widened at a time
-_CACHED = 1 << 17  # elements that stay in the cache
+_PIECE = 1 << 20  # elements that are looked at at a time: few parallel regions, and no second long vector
 
 # Of the formats with an integer of their width: that integer, the bits of the exponent, those of the mantissa, eps.
 _BITS = {
@@ -286,7 +286,7 @@ def _gathered(vector: list[torch.Tensor], pieces: list[tuple[int, int, int]]) ->
 
 
 def spacing_norms(params: Sequence[torch.Tensor]) -> list[float]:
-    """2-norm of the distances to the next number, for each tensor on the CPU, to five digits.
+    """2-norm of the distances to the next number, for each tensor on the CPU, to four digits.
 
     Parameters
     ----------
@@ -304,7 +304,7 @@ def spacing_norms(params: Sequence[torch.Tensor]) -> list[float]:
 def _spacing_norm(x: torch.Tensor) -> float:
     integer, bits, _, eps = _BITS[x.dtype]
     norms = []
-    for piece in x.reshape(-1).view(integer).split(_CACHED):
+    for piece in x.reshape(-1).view(integer).split(_PIECE):
         power = (piece & bits).view(x.dtype)
         if x.dtype != torch.float64:
             power = power.to(torch.float32)
