@@ -802,3 +802,23 @@ def test_cost_in_memory() -> None:
         assert not rec._update
         assert torch.allclose(copy_, torch.full_like(copy_, -0.1), atol=1e-6)
     assert not rec._before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_step() -> None:
+    """The hooks of a compiled step run between its graphs."""
+    rows = []
+    start = nn.Linear(6, 3)
+    for compiled in (False, True):
+        model = copy.deepcopy(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        x, y = data()
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        with track(optimizer, model) as rec:
+            for _ in range(3):
+                optimizer.zero_grad()
+                rec.loss(functional.cross_entropy(model(x), y)).backward()
+                step()
+        rows.append(rec.recording())
+    for name in ("yy", "yg", "gg", "loss", "cosine"):
+        assert rows[0][name].tolist() == rows[1][name].tolist()

@@ -15,6 +15,7 @@ from steepest.recorder import Recorder
 from steepest.recording import Recording
 from steepest.row_format import NAN, NOTE_BYTES, STATUS_CODE, row_dtype
 from steepest.torch.device_rows import DeviceRing, DeviceStep, fill_rows
+from steepest.torch.gram import spacing_norms
 from steepest.torch.parameters import TrackedParameters
 from steepest.torch.step import StepTensors, filled, share, value_of
 
@@ -158,7 +159,7 @@ class StepWriter:
         self.recorder.amend = lambda rows: self._amend(rows, step)
         try:
             self.recorder.step(
-                params=views(step.params),
+                params=views(step.params) if self._vectors else None,
                 loss=value_of(step.loss),
                 grad=views(filled(step.grads, self._tracked.tensors)),
                 update=views(step.update),
@@ -167,7 +168,10 @@ class StepWriter:
             self.recorder.amend = None
 
     def _amend(self, rows: NDArray[np.void], step: StepTensors) -> None:
-        """What a recorder cannot know: blocks whose zeros stand for no gradient, the share of weight decay, a note."""
+        """What a recorder cannot know: blocks whose zeros stand for no gradient, the share of weight decay, a note.
+
+        The rounding floor is that of the parameters after the step, to whose spacing the update was rounded.
+        """
         for number, blocks in self._absent:
             back = step.number - number
             if len(blocks) == len(self._tracked.names):
@@ -178,11 +182,17 @@ class StepWriter:
                 elif back <= self._lag:
                     for name in ("lag_yy", "lag_gy"):
                         _set_lag(rows[row], name, back - 1)
+        norms = [
+            math.ldexp(math.sqrt(x), e) for x, e in zip(rows["gg"].tolist(), rows["g_exponent"].tolist(), strict=True)
+        ]
+        if step.update is not None:
+            spacings = spacing_norms([p.detach().cpu() for p in self._tracked.tensors])
+            for row, (spacing, norm) in enumerate(zip([math.hypot(*spacings), *spacings], norms, strict=True)):
+                rows["psi_floor"][row] = math.atan2(spacing / math.sqrt(12.0), norm)
         rows["note"] = step.note.encode()[:NOTE_BYTES]
         if step.decay is not None:
             parts = step.decay.fetch()
-            for row, part in enumerate([math.hypot(*parts), *parts]):
-                norm = math.ldexp(math.sqrt(rows["gg"][row]), int(rows["g_exponent"][row]))
+            for row, (part, norm) in enumerate(zip([math.hypot(*parts), *parts], norms, strict=True)):
                 rows["decay_share"][row] = share(part, norm)
 
 

@@ -87,8 +87,9 @@ class Tracker:
         self._copies_gradients = False
         self._closed = False
         self._hooks = [
-            optimizer.register_step_pre_hook(self._pre_step),
-            optimizer.register_step_post_hook(self._post_step),
+            # Where step() is compiled, the hooks run between its graphs.
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._pre_step)),
+            optimizer.register_step_post_hook(torch.compiler.disable(self._post_step)),
         ]
 
     def loss(self, value: Loss) -> Loss:
