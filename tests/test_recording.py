@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -158,6 +159,14 @@ def test_spacing_norm_against_exact_arithmetic(dtype: Any) -> None:
         assert found == pytest.approx(expected, rel=1e-13)
     for wrong in (np.inf, np.nan):
         assert math.isnan(spacing_norms(long_vector(np.array([1.0, wrong], dtype), "x"))[0])
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 8193])
+def test_spacing_norm_of_bfloat16(size: int) -> None:
+    x = np.random.default_rng(size).standard_normal(size).astype(ml_dtypes.bfloat16)
+    exponents = np.frexp(x.astype(np.float64))[1] - 1
+    expected = float(np.linalg.norm(np.exp2(exponents - 7.0)))
+    assert spacing_norms(long_vector(x, "x")) == [pytest.approx(expected, rel=1e-13)]
 
 
 def exact_dot(x: np.ndarray, z: np.ndarray) -> Fraction:

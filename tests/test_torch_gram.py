@@ -147,26 +147,3 @@ def test_large_sum_within_its_bound() -> None:
     hi, lo, bound = found.products[0]
     assert abs(hi + lo - reference) <= bound + math.ulp(reference)
     assert bound <= 10 * 2.0**-53 * reference
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
-def test_spacing_norms(dtype: str) -> None:
-    kind, eps = getattr(torch, dtype), float(torch.finfo(getattr(torch, dtype)).eps)
-    for scale in (1.0, 0.01, 300.0):
-        x = [draw(n, kind, n, 2.0).mul(scale).reshape(shape) for n, shape in ((6, (2, 3)), (1_200_000, (1200, 1000)))]
-        for found, p in zip(gram.spacing_norms([x[0].T, x[1]]), x, strict=True):
-            exponents = np.frexp(p.double().numpy())[1] - 1.0
-            expected = np.linalg.norm(np.where(p.double().numpy() == 0, 0, eps * np.exp2(exponents)))
-            assert found == pytest.approx(float(expected), rel=1e-4)
-    assert gram.spacing_norms([torch.zeros(3, dtype=kind)]) == [0.0]
-    assert math.isnan(gram.spacing_norms([torch.tensor([1.0, math.inf, 2.0], dtype=kind)])[0])
-    assert math.isnan(gram.spacing_norms([torch.tensor([1.0, math.nan, 2.0], dtype=kind)])[0])
-
-
-def test_spacing_norms_at_the_ends_of_the_range() -> None:
-    for p in (36, -36):
-        x = torch.full((4,), 1.5 * 2.0 ** (3 * p))
-        assert gram.spacing_norms([x]) == [pytest.approx(2.0 * 2.0 ** (3 * p - 23))]
-    assert gram.spacing_norms([torch.full((4,), 3e-300, dtype=torch.float64)]) == [
-        pytest.approx(2.0 * float(np.spacing(3e-300)), rel=1e-12)
-    ]

@@ -214,6 +214,15 @@ void bind_kernels(py::module_& module) {
         },
         py::arg("d"), "Flat index of the first element that is not positive and finite, or -1.");
 
+    module.def(
+        "spacing_squares",
+        [](const py::object& x) {
+            const Arrays arrays = to_arrays(x);
+            const Vector view = to_vector(arrays);
+            return without_gil([&] { return spacing_squares(view); });
+        },
+        py::arg("x"), "Sum of the squared distances to the next number, for each array.");
+
     py::class_<Operator>(module, "Operator",
                          "2^exponent (base + W K W^T) on long vectors; holds the arrays of W and of the base.")
         .def(py::init<const py::list&, const std::vector<int>&, const std::vector<bool>&, const py::array_t<double>&, int,

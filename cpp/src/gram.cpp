@@ -445,4 +445,26 @@ double max_abs(const Vector& vector) {
     return largest;
 }
 
+std::vector<double> spacing_squares(const Vector& vector) {
+    const Partition partition(vector);
+    std::vector<double> partial(static_cast<std::size_t>(partition.size()), 0.0);
+    parallel_for(partition, [&](index_t task) {
+        const Block block = partition[task];
+        const Segment& segment = vector.segments[block.segment];
+        const double least = least_normal(segment.dtype());
+        const auto buffer = make_tile_buffers(1);
+        for_each_tile(block, [&](index_t begin, index_t count) {
+            partial[task] += hot_loops().exponent_squares(read_tile(segment, begin, count, buffer[0]), count, least);
+        });
+    });
+    std::vector<double> found;
+    for (std::size_t s = 0; s < vector.segments.size(); ++s) {
+        double total = 0.0;
+        for (index_t task = partition.first_block(s); task < partition.first_block(s + 1); ++task) total += partial[task];
+        const double eps = epsilon(vector.segments[s].dtype());
+        found.push_back(std::isfinite(total) ? eps * eps * total : std::numeric_limits<double>::quiet_NaN());
+    }
+    return found;
+}
+
 }  // namespace steepest

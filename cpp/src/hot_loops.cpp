@@ -549,6 +549,31 @@ double max_abs(const double* x, int64_t n) {
     return sum == 0.0 ? largest : sum;
 }
 
+// Zeros that pad the last step would count here, hence the loop behind it.
+double exponent_squares(const double* x, int64_t n, double least) {
+    constexpr std::uint64_t exponent_bits = std::uint64_t{0x7FF} << 52;
+    Lanes sums = zero_lanes(), chain = sums;
+    const int64_t whole = n - n % n_lanes;
+    const char* const arrays[1] = {reinterpret_cast<const char*>(x)};
+    const vdouble lowest = broadcast(least);
+    for_each_step<Float64>(
+        arrays, whole,
+        [&](const char* const* at) {
+            for (int v = 0; v < n_vectors; ++v) {
+                const vdouble power = bits<vdouble>(bits<vuint64>(load<Float64>(at[0], v)) & exponent_bits);
+                const vdouble p = power < lowest ? lowest : power;
+                chain.part[v] = multiply_add(p, p, chain.part[v]);
+            }
+        },
+        [&] { fold(sums, chain); });
+    double total = sum_lanes(sums);
+    for (int64_t i = whole; i < n; ++i) {
+        const double power = bits<double>(bits<std::uint64_t>(x[i]) & exponent_bits);
+        total += power < least ? least * least : power * power;
+    }
+    return total;
+}
+
 void add_square_row(double k, double wi, const double* w, int64_t n, double* out) {
     for (int64_t j = 0; j < n; ++j) out[j] = out[j] + k * (wi * w[j]);
 }
@@ -590,6 +615,7 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     combine_twofold,
     sum_squared_products,
     max_abs,
+    exponent_squares,
     add_square_row,
     add_cross_row,
 };

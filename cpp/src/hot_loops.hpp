@@ -54,6 +54,9 @@ struct HotLoops {
                             const double* low, std::int64_t n, double* out);
     double (*sum_squared_products)(const double* x, const double* y, std::int64_t n);
     double (*max_abs)(const double* x, std::int64_t n);  // NaN if any element is NaN
+    // sum of the squares of the powers of two in the elements, 2^floor(log2 |x_i|), each at least `least`; infinite if an
+    // element is NaN or infinite
+    double (*exponent_squares)(const double* x, std::int64_t n, double least);
     // out_j += kaa * (wi * w_j), and out_j += k * (wi * v_j + vi * w_j): one row of a symmetric matrix
     void (*add_square_row)(double k, double wi, const double* w, std::int64_t n, double* out);
     void (*add_cross_row)(double k, double wi, double vi, const double* w, const double* v, std::int64_t n,

@@ -29,7 +29,7 @@ from steepest.experiments.digits import Digits, load_digits, load_mnist
 HIDDEN = 128
 BATCH = 128
 FIXED_BATCH = 10_000  # images of the batch on which every rule is evaluated
-EVERY = 10  # steps
+EVERY = 5  # steps
 
 
 class FeedbackLinear(torch.autograd.Function):
@@ -121,12 +121,12 @@ def train(name: str, digits: Digits) -> tuple[dict[str, steepest.Recording], flo
 
 def draw(analysis: steepest.Analysis, path: Path) -> None:
     """The angle of every rule to the fixed batch at equal loss, and SGD against both gradients."""
-    import matplotlib as mpl
+    import matplotlib
     from matplotlib.figure import Figure
 
     from steepest.plot.style import STYLE
 
-    with mpl.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
         at_equal_loss, both_ways = figure.subplots(1, 2)
         rules = [name for name in analysis.runs if name != "SGD, own gradient"]

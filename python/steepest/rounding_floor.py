@@ -9,16 +9,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from steepest import _core
 from steepest.arrays import LongVector, widened
 
 __all__ = ["spacing_norms"]
 
-# Of float64 and float32: integers of their width, the bits of the exponent, eps, and what a sum of squares must exceed
-# for numbers without an exponent (zero, subnormal) not to matter.
-_EXPONENT_BITS = {
-    "float64": (np.uint64, np.uint64(0x7FF << 52), 2.0**-52, 1e-270),
-    "float32": (np.uint32, np.uint32(0xFF << 23), 2.0**-23, 1e-55),
-}
+# Sums of squares within these limits have not lost anything that matters to the range of float64.
+_LEAST, _GREATEST = 1e-270, 1e300
 _PIECE = 1 << 16
 
 
@@ -37,9 +34,13 @@ def spacing_norms(params: LongVector, scale: Sequence[NDArray[np.float64]] | Non
     list of float
         NaN for an array with NaN or Inf.
     """
-    scales = [None] * len(params.segments) if scale is None else scale
     with np.errstate(over="ignore", invalid="ignore"):
-        return [_norm(s, d, u) for s, d, u in zip(params.segments, params.dtypes, scales, strict=True)]
+        if scale is not None:
+            return [_norm(s, d, u) for s, d, u in zip(params.segments, params.dtypes, scale, strict=True)]
+        return [
+            math.sqrt(square) if _LEAST < square < _GREATEST else _norm(s, d)
+            for square, s, d in zip(_core.spacing_squares(params.segments), params.segments, params.dtypes, strict=True)
+        ]
 
 
 def _norm(segment: NDArray[Any], dtype: str, scale: NDArray[np.float64] | None = None) -> float:
@@ -56,12 +57,6 @@ def _norm(segment: NDArray[Any], dtype: str, scale: NDArray[np.float64] | None =
 
 def _norm_of_piece(dtype: str, x: NDArray[Any], scale: NDArray[np.float64] | None = None) -> float:
     """NaN if a number is not finite."""
-    if scale is None and dtype in _EXPONENT_BITS:  # the spacing is eps times the number without its mantissa
-        integer, bits, eps, negligible = _EXPONENT_BITS[dtype]
-        power = (x.view(integer) & bits).view(dtype).astype(np.float64, copy=False)
-        square = float(power.dot(power))
-        if negligible < square < math.inf:
-            return eps * math.sqrt(square)
     if dtype == "bfloat16":  # the exponents of float32 and 16 bits less: the numbers lie 2^16 times wider
         spacing = np.spacing(np.abs(widened(x, dtype)).astype(np.float32)) * np.float64(65536)
     else:

@@ -17,6 +17,14 @@ constexpr index_t itemsize(DType dtype) {
     return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
 }
 
+// Distance from 1 to the next number, and the least normal number, below which the distance stays the same.
+constexpr double epsilon(DType dtype) {
+    return dtype == DType::float64 ? 0x1p-52 : dtype == DType::float32 ? 0x1p-23 : dtype == DType::float16 ? 0x1p-10 : 0x1p-7;
+}
+constexpr double least_normal(DType dtype) {
+    return dtype == DType::float64 ? 0x1p-1022 : dtype == DType::float16 ? 0x1p-14 : 0x1p-126;
+}
+
 // One array, read in C order. Strides are in bytes and may be zero or negative; adjacent axes that can be walked as one
 // are merged on construction, so a contiguous array of any shape has one axis.
 class Segment {

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["BlockGram", "PendingGram", "block_gram", "combined", "spacing_norms"]
+__all__ = ["BlockGram", "PendingGram", "block_gram", "combined"]
 
 _ROW = 1024  # every array is padded with zeros to a multiple
 _LEAF = 8  # products that are added plainly where they are exact
@@ -283,41 +283,6 @@ def _gathered(vector: list[torch.Tensor], pieces: list[tuple[int, int, int]]) ->
     for b, start, stop in pieces:
         parts += [vector[b].reshape(-1)[start:stop], zeros[: -(stop - start) % _ROW]]
     return torch.cat(parts)
-
-
-def spacing_norms(params: Sequence[torch.Tensor]) -> list[float]:
-    """2-norm of the distances to the next number, for each tensor on the CPU, to four digits.
-
-    Parameters
-    ----------
-    params : sequence of Tensor
-        In float64, float32, float16 or bfloat16.
-
-    Returns
-    -------
-    list of float
-        NaN for a tensor with NaN or Inf.
-    """
-    return [_spacing_norm(p.detach()) for p in params]
-
-
-def _spacing_norm(x: torch.Tensor) -> float:
-    integer, bits, _, eps = _BITS[x.dtype]
-    norms = []
-    for piece in x.reshape(-1).view(integer).split(_PIECE):
-        power = (piece & bits).view(x.dtype)
-        if x.dtype != torch.float64:
-            power = power.to(torch.float32)
-        norm = float(torch.linalg.vector_norm(power))
-        if not 1e-15 < norm < 1e18:  # squares may have left the range of float32
-            largest = float(power.max())
-            norm = (
-                largest * float(torch.linalg.vector_norm(power.double() / largest))
-                if 0 < largest < math.inf
-                else (0.0 if largest == 0 else math.nan)
-            )
-        norms.append(norm)
-    return eps * math.hypot(*norms)
 
 
 def _groups(sizes: tuple[int, ...]) -> Iterator[list[tuple[int, int, int]]]:

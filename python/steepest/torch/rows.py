@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steepest.arrays import long_vector
 from steepest.recorder import Recorder
 from steepest.recording import Recording
+from steepest.rounding_floor import spacing_norms
 from steepest.row_format import NAN, NOTE_BYTES, STATUS_CODE, row_dtype
 from steepest.torch.device_rows import DeviceRing, DeviceStep, fill_rows
-from steepest.torch.gram import spacing_norms
 from steepest.torch.parameters import TrackedParameters
 from steepest.torch.step import StepTensors, filled, share, value_of
 
@@ -186,7 +187,8 @@ class StepWriter:
             math.ldexp(math.sqrt(x), e) for x, e in zip(rows["gg"].tolist(), rows["g_exponent"].tolist(), strict=True)
         ]
         if step.update is not None:
-            spacings = spacing_norms([p.detach().cpu() for p in self._tracked.tensors])
+            params = dict(zip(self._tracked.names, (p.detach().cpu() for p in self._tracked.tensors), strict=True))
+            spacings = spacing_norms(long_vector(params, "params"))
             for row, (spacing, norm) in enumerate(zip([math.hypot(*spacings), *spacings], norms, strict=True)):
                 rows["psi_floor"][row] = math.atan2(spacing / math.sqrt(12.0), norm)
         rows["note"] = step.note.encode()[:NOTE_BYTES]
