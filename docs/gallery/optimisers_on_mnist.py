@@ -131,8 +131,11 @@ def draw(analysis: steepest.Analysis, path: Path) -> None:
         at_equal_loss, both_ways = figure.subplots(1, 2)
         rules = [name for name in analysis.runs if name != "SGD, own gradient"]
         analysis.plot.angle(at_equal_loss, x="loss", runs=rules, max_points=10, band="quartiles")
-        at_equal_loss.legend(loc="lower left", ncols=2)
+        at_equal_loss.legend(
+            loc="lower left", ncols=3, fontsize=6, columnspacing=1.0, handlelength=2.4, labelspacing=0.3
+        )
         analysis.plot.angle(both_ways, runs=("SGD", "SGD, own gradient"))
+        at_equal_loss.set_title("against the gradient of a fixed batch", loc="left")
         both_ways.set_title("SGD, against both gradients", loc="left")
         figure.savefig(path, dpi=200)
 

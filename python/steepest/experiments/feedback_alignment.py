@@ -529,7 +529,15 @@ def figure(result: FeedbackAlignment) -> Figure:
                 aligned.step, np.degrees(aligned.feedback_angle), color=GREEN, linestyle=(0, (6, 1.5, 1, 1.5)),
                 label=r"$W_2^{\mathsf{T}}$ from $B$",
             )  # fmt: skip
-            angle.legend(loc="center left", bbox_to_anchor=(0.0, 0.23), labelspacing=0.2, handlelength=2.2)
+            handles, labels = angle.get_legend_handles_labels()  # the first is the band of chance, of the caption
+            angle.legend(
+                handles[1:],
+                labels[1:],
+                loc="center left",
+                bbox_to_anchor=(0.0, 0.2),
+                labelspacing=0.2,
+                handlelength=2.2,
+            )
             angle.set_title("", loc="left")
             angle.set(ylabel="angle (degrees)", ylim=(-3, 100), title=r"feedback alignment: $\psi$ to −gradient")
 
