@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import importlib
+import logging
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from steepest.analysis.archive import load_runs, save_runs
 from steepest.analysis.export import run_to_dict, runs_to_xarray
@@ -18,7 +19,13 @@ from steepest.analysis.run import RunAnalysis
 from steepest.analysis.windows import Effectiveness
 from steepest.row_format import ALL
 
+if TYPE_CHECKING:
+    from steepest.identify import Identification
+    from steepest.identify.identification import Family
+
 __all__ = ["Analysis"]
+
+_LOGGER = logging.getLogger("steepest")
 
 
 class _Plot:
@@ -260,22 +267,66 @@ class Analysis:
         """
         return cls(load_runs(path))
 
-    def report(self, path: str | os.PathLike[str], **options: Any) -> Any:
+    def identify(self, *, rng: Any = 0, progress: bool = False) -> Self:
+        """The same with `identified`: the constant metrics that fit each run best, scored on later steps.
+
+        One step's metric tells only its angle and the ratio of norms; whether one geometry explains many steps is the
+        question that could be answered with no.
+
+        Parameters
+        ----------
+        rng : Generator or int
+            Of the bootstrap intervals.
+        progress : bool
+            Show a progress bar (tqdm).
+
+        Returns
+        -------
+        Analysis
+            With the scalar metric of every run, and the diagonal one where the recording kept the vectors. A run to
+            which none can be fitted (too few steps, no gradient) has none, and a log record says why.
+
+        Raises
+        ------
+        KeyError
+            The analysis was loaded from a file, and its recordings are not at hand.
+        """
+        from steepest.identify import identify
+
+        found: dict[str, list[Identification]] = {}
+        for name, run in self.runs.items():
+            recording = run.recording
+            families: tuple[Family, ...] = ("scalar", "diagonal") if recording.has_vectors else ("scalar",)
+            for family in families:
+                try:
+                    fitted = identify(recording, family, blocks=run.blocks, rng=rng, progress=progress)
+                except ValueError as error:
+                    _LOGGER.warning("No constant %s metric of %s: %s", family, name, error)
+                else:
+                    found.setdefault(name, []).append(fitted)
+        return replace(self, identified=found)
+
+    def report(self, path: str | os.PathLike[str], *, identify: bool = True, **options: Any) -> Any:
         """Write a report, one self-contained HTML file: `steepest.report.report`.
 
         Parameters
         ----------
         path : path-like
             The file.
+        identify : bool
+            With constant metrics (`identify`), unless there are some already, or the recordings are not at hand.
         **options
             Of `steepest.report.report`.
 
         Returns
         -------
-        Any
-            What it returns.
+        Path
+            The file.
         """
-        return importlib.import_module("steepest.report").report(self, path, **options)
+        found = self
+        if identify and not self.identified and all(run.has_recording for run in self.runs.values()):
+            found = self.identify()
+        return importlib.import_module("steepest.report").report(found, path, **options)
 
     def _repr_html_(self) -> str:
         head = ("run", "steps", "with a metric", "median angle (deg)", "median condition number", "gradient", "pair")

@@ -19,6 +19,7 @@ from steepest.analysis.pair_rows import PAIR_COLUMNS, chunks, continuous_rows
 from steepest.analysis.step_pairs import StepPair, step_pair_rows
 from steepest.analysis.summary import counts_of, summary_of
 from steepest.analysis.windows import Effectiveness, change_over, effectiveness
+from steepest.arrays import FLOAT_NAMES
 from steepest.metric import metric
 from steepest.recording import Recording
 from steepest.row_format import ALL, GradientSource, RecordingInfo
@@ -103,6 +104,24 @@ class RunAnalysis:
     def gradient_source(self) -> GradientSource:
         """Where the gradient comes from: 'rule', 'evaluation' or 'estimate'."""
         return self.info.gradient_source
+
+    @property
+    def has_recording(self) -> bool:
+        """Whether the recording is at hand; it is not kept in files."""
+        return self._source is not None
+
+    @property
+    def recording(self) -> Recording:
+        """What was analysed; KeyError for an analysis from a file."""
+        return self._recording("recording")
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Element types of gradient and update, the coarser of the two, over all steps; empty if not at hand."""
+        if self._source is None:
+            return ()
+        codes = np.unique(self._rows(slice(None))["dtype"][:, 0])
+        return tuple(FLOAT_NAMES[code] for code in codes if code >= 0)
 
     @property
     def columns(self) -> tuple[str, ...]:

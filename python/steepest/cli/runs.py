@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,6 @@ from steepest.report.words import degrees, number, share
 
 if TYPE_CHECKING:
     from steepest.analysis import Analysis
-    from steepest.identify import Identification
-    from steepest.identify.identification import Family
 
 __all__ = ["add", "named_paths"]
 
@@ -176,29 +173,8 @@ def _report(arguments: argparse.Namespace) -> None:
 
     analysis = _analysis(arguments)
     if arguments.identify:
-        analysis = replace(analysis, identified=_identified(analysis, named_paths(arguments.runs)))
+        analysis = analysis.identify(progress=show_progress())
     written = report(analysis, arguments.out, title=arguments.title)
     if arguments.json:
         print_json({"report": str(written), "bytes": written.stat().st_size, "runs": list(analysis.runs)})
     message(f"Written: {written}")
-
-
-def _identified(analysis: Analysis, paths: Mapping[str, Path]) -> dict[str, list[Identification]]:
-    """Constant geometries: of every run the scalar one, of those that kept their vectors the diagonal one too."""
-    from steepest.identify import identify
-
-    found: dict[str, list[Identification]] = {}
-    for name, run in analysis.runs.items():
-        if run.candidate is None:
-            recording = steepest.Recording.open(paths[name])
-        else:
-            recording = steepest.Recording.open(paths[name.removesuffix(f"/{run.candidate}")]).candidate(run.candidate)
-        families: tuple[Family, ...] = ("scalar", "diagonal") if recording.has_vectors else ("scalar",)
-        for family in families:
-            try:
-                fitted = identify(recording, family, blocks=run.blocks, rng=0, progress=show_progress())
-            except ValueError as error:  # too few steps, say: a report without it is still a report
-                message(f"No constant {family} geometry of {name}: {error}")
-            else:
-                found.setdefault(name, []).append(fitted)
-    return found
