@@ -25,7 +25,8 @@ from steepest.torch import track
 
 WIDTHS = (784, 2048, 2048, 2048, 10)
 RULES = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
+    "sgd": lambda p: torch.optim.SGD(p, lr=1e-3),
+    "momentum": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
     "adam": lambda p: torch.optim.Adam(p, lr=1e-4),
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-4),
 }

@@ -413,3 +413,28 @@ def test_segments_need_a_tolerance_each() -> None:
     x = [np.ones(2), np.ones(3)]
     with pytest.raises(ValueError, match="expected 3 tolerances, one for the whole and one for each segment, got 2"):
         _core.segment_angle_grams(x, x, [1e-13] * 2)
+
+
+@pytest.mark.parametrize("factor", [-0.1, -1e-30, 0.3])
+def test_an_angle_below_the_rounding_floor_needs_no_second_pass(factor: float) -> None:
+    rng = np.random.default_rng(3)
+    y = rng.standard_normal(20_000).astype("f4")
+    g = (factor * y).astype("f4")
+    exact = _core.angle_gram(y, g)
+    assert exact.precision == "compensated"
+    norm = float(np.linalg.norm(g.astype("f8")))
+    for floor in (2e-6, 1e-4):
+        rounding = (floor * norm) ** 2
+        gram = _core.angle_gram(y, g, None, 1e-10, rounding)
+        assert gram.precision == "fast"
+        assert abs(gram.pair[9] - exact.pair[9]) <= 0.1 * floor
+        rows = _core.segment_angle_grams([y], [g], [1e-10, 1e-10], [rounding, 0.0])
+        assert rows[0, 12] == gram.pair[9]
+        assert rows[1, 12] == exact.pair[9]
+    assert _core.angle_gram(y, g, None, 1e-10, (1e-9 * norm) ** 2).precision == "compensated"
+
+
+def test_the_sign_is_certified_whatever_the_rounding() -> None:
+    y, g = np.array([1.0, 1e-20]), np.array([0.0, -1.0])
+    gram = _core.angle_gram(y, g, None, 1e-10, 1e30)
+    assert gram.hi[0, 1] + gram.bound[0, 1] < 0

@@ -174,20 +174,27 @@ void bind_kernels(py::module_& module) {
         "All inner products of long vectors in one pass, with error bounds (see gram.hpp).");
     module.def(
         "angle_gram",
-        [](const py::object& y, const py::object& g, const py::object& base, double tolerance) {
+        [](const py::object& y, const py::object& g, const py::object& base, double tolerance, double rounding_squared) {
             const Arrays ys = to_arrays(y), gs = to_arrays(g), ds = base.is_none() ? Arrays{} : to_arrays(base);
             const Vector a = to_vector(ys), b = to_vector(gs), d = to_vector(ds);
             const Vector* weights = base.is_none() ? nullptr : &d;
-            return without_gil([&] { return angle_gram(a, b, weights, tolerance); });
+            return without_gil([&] { return angle_gram(a, b, weights, {tolerance, rounding_squared}); });
         },
         py::arg("y"), py::arg("g"), py::arg("base") = py::none(), py::arg("tolerance") = 1e-13,
+        py::arg("rounding_squared") = 0.0,
         "Gram matrix of a pair at the first precision that settles sign and angle.");
     module.def(
         "segment_angle_grams",
-        [](const py::object& y, const py::object& g, const std::vector<double>& tolerances) {
+        [](const py::object& y, const py::object& g, const std::vector<double>& tolerances,
+           const std::vector<double>& rounding_squared) {
+            if (!rounding_squared.empty() && rounding_squared.size() != tolerances.size())
+                throw py::value_error("expected a rounding for each tolerance");
+            std::vector<Accuracy> accuracies;
+            for (std::size_t i = 0; i < tolerances.size(); ++i)
+                accuracies.push_back({tolerances[i], rounding_squared.empty() ? 0.0 : rounding_squared[i]});
             const Arrays ys = to_arrays(y), gs = to_arrays(g);
             const Vector a = to_vector(ys), b = to_vector(gs);
-            const std::vector<Gram> found = without_gil([&] { return segment_angle_grams(a, b, tolerances); });
+            const std::vector<Gram> found = without_gil([&] { return segment_angle_grams(a, b, accuracies); });
             py::array_t<double> rows({static_cast<py::ssize_t>(found.size()), py::ssize_t{15}});
             auto at = rows.mutable_unchecked<2>();
             for (py::ssize_t i = 0; i < at.shape(0); ++i) {
@@ -203,7 +210,7 @@ void bind_kernels(py::module_& module) {
             }
             return rows;
         },
-        py::arg("y"), py::arg("g"), py::arg("tolerances"),
+        py::arg("y"), py::arg("g"), py::arg("tolerances"), py::arg("rounding_squared") = std::vector<double>{},
         "Rows of numbers as `Gram.pair`, with low parts, of a pair and of each of its segments, in one pass.");
     module.def(
         "first_not_positive",

@@ -289,8 +289,10 @@ bool in_range(const Gram& gram) {
     return found;
 }
 
-// Whether the Gram matrix of a pair settles the sign of y.g, and sine and cosine to the accuracy `tolerance`.
-bool settles_angle(const Gram& gram, double tolerance) {
+// Whether the Gram matrix of a pair settles the sign of y.g, and sine and cosine to the accuracy `tolerance`, or the sine to
+// a tenth of what rounding of g by `rounding` (a norm, squared) does to the angle.
+bool settles_angle(const Gram& gram, const Accuracy& accuracy) {
+    const double tolerance = accuracy.tolerance;
     const double yy = gram.hi[0], yg = std::fabs(gram.hi[1]), gg = gram.hi[3];
     // cos = yg/sqrt(yy gg), sin^2 = 1 - cos^2: their relative errors from the bounds of the three numbers.
     const double norms = std::sqrt(yy) * std::sqrt(gg), cosine = std::min(1.0, yg / norms);
@@ -299,8 +301,11 @@ bool settles_angle(const Gram& gram, double tolerance) {
     const double sine_squared = 1.0 - cosine * cosine;
     if (!(yg > gram.bound[1])) return false;
     // Exact sums would not sharpen the sine: hi + lo of a compensated pass is as good.
-    return gram.precision == Precision::compensated ||
-           (error <= tolerance * cosine && cosine * error <= tolerance * sine_squared);
+    if (gram.precision == Precision::compensated) return true;
+    if (!(error <= tolerance * cosine)) return false;
+    if (cosine * error <= tolerance * sine_squared) return true;
+    const double floor_squared = std::ldexp(accuracy.rounding_squared, -2 * gram.exponents[1]) / gg;
+    return 2.0 * cosine * error <= 0.01 * floor_squared;
 }
 
 bool has_no_angle(const Gram& gram) { return !gram.finite || gram.hi[0] == 0.0 || gram.hi[3] == 0.0; }
@@ -361,7 +366,7 @@ Gram weighted_gram(const Vector& y, const Vector& g, const Vector& d, Precision 
     return result;
 }
 
-Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, double tolerance) {
+Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, const Accuracy& accuracy) {
     Gram result;
     double sign_flips = 0.0;
     for (const Precision precision : {Precision::fast, Precision::compensated, Precision::exact}) {
@@ -370,33 +375,34 @@ Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, double tol
         if (has_no_angle(result)) return result;
         if (result.squared_products > 0.0) sign_flips = sign_flip_variance(result);
         result.sign_flip_variance = sign_flips;
-        if (settles_angle(result, tolerance)) return result;
+        if (settles_angle(result, accuracy)) return result;
     }
     return result;
 }
 
-std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const std::vector<double>& tolerances) {
+std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const std::vector<Accuracy>& accuracies) {
     require_same_layout({&y, &g});
     const std::size_t n_segments = y.segments.size();
-    if (tolerances.size() != n_segments + 1)
+    if (accuracies.size() != n_segments + 1)
         throw std::invalid_argument("expected " + std::to_string(n_segments + 1) + " tolerances, one for the whole and " +
-                                    "one for each segment, got " + std::to_string(tolerances.size()));
+                                    "one for each segment, got " + std::to_string(accuracies.size()));
     const BlockSums blocks = fast_block_sums({{&y, 0}, {&g, 0}});
     std::vector<Gram> found;
     // Part 0 is the whole vector. What the common pass does not settle is read again by itself.
-    const auto add = [&](const Vector& y_part, const Vector& g_part, index_t begin, index_t end, double tolerance) {
+    const auto add = [&](const Vector& y_part, const Vector& g_part, index_t begin, index_t end,
+                         const Accuracy& accuracy) {
         Gram fast = assemble(fast_sums(blocks, begin, end), {{&y_part, 0}, {&g_part, 0}}, Precision::fast);
-        if (in_range(fast) && settles_angle(fast, tolerance)) {
+        if (in_range(fast) && settles_angle(fast, accuracy)) {
             fast.sign_flip_variance = sign_flip_variance(fast);
             found.push_back(std::move(fast));
         } else {
-            found.push_back(angle_gram(y_part, g_part, nullptr, tolerance));
+            found.push_back(angle_gram(y_part, g_part, nullptr, accuracy));
         }
     };
-    add(y, g, 0, blocks.partition.size(), tolerances[0]);
+    add(y, g, 0, blocks.partition.size(), accuracies[0]);
     for (std::size_t s = 0; s < n_segments; ++s) {
         const Vector y_part{{y.segments[s]}}, g_part{{g.segments[s]}};
-        add(y_part, g_part, blocks.partition.first_block(s), blocks.partition.first_block(s + 1), tolerances[s + 1]);
+        add(y_part, g_part, blocks.partition.first_block(s), blocks.partition.first_block(s + 1), accuracies[s + 1]);
     }
     return found;
 }

@@ -88,7 +88,7 @@ int main() {
         CHECK(most_taken_by([&] { (void)gram({&a, &b}, Precision::fast); }) < limit);
         CHECK(most_taken_by([&] { (void)gram({&a, &b}, Precision::compensated); }) < limit);
         CHECK(most_taken_by([&] { project({{&a, 0, false}}, Projection::off, from, to); }) < limit);
-        CHECK(most_taken_by([&] { (void)angle_gram(a, b, &in, 1e-13); }) < limit);
+        CHECK(most_taken_by([&] { (void)angle_gram(a, b, &in, {1e-13}); }) < limit);
         CHECK(most_taken_by([&] { (void)first_not_positive(a); }) < limit);
     }
 }

@@ -116,7 +116,13 @@ def normalized(hi: float, lo: float, bound: float, exponent: int = 0) -> Product
     return Product(total, (hi - (total - added)) + (lo - added), float(bound), exponent)
 
 
-def pair_of(y: Vector | None, g: Vector | None, tolerance: float, base: Vector | None = None) -> Pair:
+def pair_of(
+    y: Vector | None,
+    g: Vector | None,
+    tolerance: float,
+    base: Vector | None = None,
+    rounding: float = 0.0,
+) -> Pair:
     """Inner products of one block.
 
     Parameters
@@ -128,6 +134,8 @@ def pair_of(y: Vector | None, g: Vector | None, tolerance: float, base: Vector |
         exact pass, as for Gram matrices of sums and differences of vectors.
     base : ndarray or list of ndarray, optional
         Positive diagonal: yy = y^T D^-1 y, gg = g^T D g.
+    rounding : float
+        Norm of the rounding that the update carries: a sine that is right to a tenth of what it does is good enough.
 
     Returns
     -------
@@ -137,7 +145,7 @@ def pair_of(y: Vector | None, g: Vector | None, tolerance: float, base: Vector |
     if y is None or g is None:
         return _one_square(y, g, tolerance == 0.0, base)
     try:
-        gram = _core.angle_gram(y, g, base, tolerance)
+        gram = _core.angle_gram(y, g, base, tolerance, rounding * rounding)
     except ValueError:  # the weighted products leave the range of float64
         return Pair(finite=False)
     fast = gram.precision == "fast"

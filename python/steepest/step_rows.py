@@ -104,16 +104,18 @@ def fill_step(
         coarsest = max(dtypes, key=EPSILON.__getitem__) if dtypes[0] else ""
         dtypes, spacings = [coarsest, *dtypes], [math.hypot(*spacings), *spacings]
     tolerances = [0.0 if lag or not dtype else angle_tolerance(dtype) for dtype in dtypes]
+    # Below the rounding floor an angle means nothing: no second pass over the vectors of plain gradient descent for it.
+    roundings = [0.0 if lag or math.isnan(spacing) else spacing / _ROOT_12 for spacing in spacings]
     if n_arrays > 1 and not lag and y is not None and g is not None and data.base is None:
-        products = _core.segment_angle_grams(y.segments, g.segments, tolerances)
+        products = _core.segment_angle_grams(y.segments, g.segments, tolerances, [r * r for r in roundings])
         _fill_at_once(rows, number, data, products, dtypes, spacings, resumed)
         return
-    pairs = list(map(pair_of, ys, gs, tolerances[-n_arrays:], bases))
+    pairs = list(map(pair_of, ys, gs, tolerances[-n_arrays:], bases, roundings[-n_arrays:]))
     if n_arrays > 1:
         whole = sum_of_pairs(pairs, tolerances[0])
         if whole is None:
             ys_all, gs_all = (None if x is None else x.segments for x in (y, g))
-            whole = pair_of(ys_all, gs_all, tolerances[0], data.base)
+            whole = pair_of(ys_all, gs_all, tolerances[0], data.base, roundings[0])
         pairs.insert(0, whole)
     lags = _lags(previous[:lag], ys, gs, lag)
     present = y is not None, g is not None

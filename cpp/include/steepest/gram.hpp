@@ -37,13 +37,20 @@ Gram gram(const std::vector<const Vector*>& vectors, Precision precision);
 // (D^-1/2 y, D^1/2 g). Throws std::invalid_argument if an element of d is not positive and finite.
 Gram weighted_gram(const Vector& y, const Vector& g, const Vector& d, Precision precision);
 
-// The Gram matrix of (y, g), with `base` weighted, at the first precision that settles the sign of y.g and gives sine
-// and cosine of the angle to the relative accuracy `tolerance`, or else the most exact.
-Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, double tolerance);
+// What is asked of an angle: sine and cosine to the relative accuracy `tolerance`; or, where g carries an error of norm r
+// with rounding_squared = r^2, a sine that is right to a tenth of r/|g|, below which the angle means nothing.
+struct Accuracy {
+    double tolerance;
+    double rounding_squared = 0.0;
+};
+
+// The Gram matrix of (y, g), with `base` weighted, at the first precision that settles the sign of y.g and is accurate
+// enough, or else the most exact.
+Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, const Accuracy& accuracy);
 
 // The same of the whole pair and then of each segment by itself, in one pass over memory but for those that it does not
-// settle. The numbers are those of `angle_gram`, bit for bit. One tolerance for each result.
-std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const std::vector<double>& tolerances);
+// settle. The numbers are those of `angle_gram`, bit for bit. One accuracy for each result.
+std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const std::vector<Accuracy>& accuracies);
 
 // Largest absolute value; NaN if an element is NaN or infinite.
 double max_abs(const Vector& vector);

@@ -160,7 +160,8 @@ class StepWriter:
         self.recorder.amend = lambda rows: self._amend(rows, step)
         try:
             self.recorder.step(
-                params=views(step.params) if self._vectors else None,
+                # What is stored are the parameters before the step; for scalars they serve the rounding floor alone.
+                params=views(step.params if self._vectors else self._tracked.tensors),
                 loss=value_of(step.loss),
                 grad=views(filled(step.grads, self._tracked.tensors)),
                 update=views(step.update),
@@ -186,7 +187,7 @@ class StepWriter:
         norms = [
             math.ldexp(math.sqrt(x), e) for x, e in zip(rows["gg"].tolist(), rows["g_exponent"].tolist(), strict=True)
         ]
-        if step.update is not None:
+        if self._vectors and step.update is not None:
             params = dict(zip(self._tracked.names, (p.detach().cpu() for p in self._tracked.tensors), strict=True))
             spacings = spacing_norms(long_vector(params, "params"))
             for row, (spacing, norm) in enumerate(zip([math.hypot(*spacings), *spacings], norms, strict=True)):
