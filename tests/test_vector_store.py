@@ -15,8 +15,9 @@ import pytest
 from steepest.arrays import long_vector
 from steepest.recorder import Recorder
 from steepest.recording import Recording, recording
+from steepest.safetensors_file import SafetensorsFile, write_safetensors
 from steepest.storage import RecordWriter
-from steepest.vector_store import StoredStep, read_tensors, write_tensors
+from steepest.vector_store import StoredStep
 
 RNG = np.random.default_rng(7)
 SHAPES = {"w": (4, 3), "b": (5,), "a/b": ()}
@@ -35,11 +36,16 @@ def tensors() -> dict[str, tuple[np.ndarray, str]]:
     }
 
 
+def read_all(path: Path) -> dict[str, np.ndarray]:
+    file = SafetensorsFile(path)
+    return {name: file.read(name) for name in file.entries}
+
+
 def test_files_are_read_by_the_safetensors_library(tmp_path: Path) -> None:
     numpy, torch = pytest.importorskip("safetensors.numpy"), pytest.importorskip("torch")
     from_torch = pytest.importorskip("safetensors.torch")
     given = tensors()
-    write_tensors(tmp_path / "a", given, sync=True)
+    write_safetensors(tmp_path / "a", given, sync=True)
     found = from_torch.load_file(tmp_path / "a")
     assert set(found) == set(given)
     for name, (array, dtype) in given.items():
@@ -49,7 +55,7 @@ def test_files_are_read_by_the_safetensors_library(tmp_path: Path) -> None:
         else:
             np.testing.assert_array_equal(found[name].numpy(), array)
     del given["bits"]
-    write_tensors(tmp_path / "b", given)
+    write_safetensors(tmp_path / "b", given)
     assert all((numpy.load_file(tmp_path / "b")[name] == array).all() for name, (array, _) in given.items())
 
 
@@ -57,28 +63,29 @@ def test_files_of_the_safetensors_library_are_read(tmp_path: Path) -> None:
     numpy = pytest.importorskip("safetensors.numpy")
     given = {name: np.ascontiguousarray(array) for name, (array, dtype) in tensors().items() if dtype != "bfloat16"}
     numpy.save_file(given, tmp_path / "a", metadata={"made": "elsewhere"})
-    found = read_tensors(tmp_path / "a")
+    found = read_all(tmp_path / "a")
     assert set(found) == set(given)
     for name, array in given.items():
-        np.testing.assert_array_equal(found[name][0], array)
-        assert found[name][1] == array.dtype.name
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
 
 
 def test_arrays_are_mapped_aligned_and_read_only(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "a", tensors())
-    for name, (array, _) in read_tensors(tmp_path / "a").items():
+    write_safetensors(tmp_path / "a", tensors())
+    for name, array in read_all(tmp_path / "a").items():
         assert type(array) is np.ndarray
         assert array.flags.aligned
-        assert not array.flags.writeable
-        assert not array.flags.owndata
+        if array.size:
+            assert not array.flags.writeable
+            assert not array.flags.owndata
         assert array.nbytes == tensors()[name][0].nbytes
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
-    write_tensors(tmp_path / "none", {})
-    assert read_tensors(tmp_path / "none") == {}
+    write_safetensors(tmp_path / "none", {})
+    assert read_all(tmp_path / "none") == {}
 
 
 def test_a_failed_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_tensors(tmp_path / "a", tensors())
+    write_safetensors(tmp_path / "a", tensors())
     before = (tmp_path / "a").read_bytes()
 
     def fail(self: Path, target: Path) -> None:
@@ -86,7 +93,7 @@ def test_a_failed_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="No space"):
-        write_tensors(tmp_path / "a", {"x": (np.zeros(3), "float64")})
+        write_safetensors(tmp_path / "a", {"x": (np.zeros(3), "float64")})
     assert (tmp_path / "a").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
@@ -112,7 +119,7 @@ def entry(dtype: str = "F64", shape: Any = (2,), offsets: Any = (0, 16)) -> dict
         file_of([]),
         file_of({"x": 3}),
         file_of({"x": {"dtype": "F64", "shape": [2]}}),
-        file_of(entry("I64")),
+        file_of(entry("I64", (3,))),
         file_of(entry(shape=(3,))),
         file_of(entry(shape=(-2,))),
         file_of(entry(shape="ab")),
@@ -126,8 +133,8 @@ def entry(dtype: str = "F64", shape: Any = (2,), offsets: Any = (0, 16)) -> dict
 )
 def test_damaged_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(ValueError, match="safetensors file"):
-        read_tensors(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"safetensors file|expected -?\d+ bytes for|expected tensor 'x' to lie"):
+        read_all(tmp_path / "a")
 
 
 def step_of(t: int, dtype: Any = np.float32) -> dict[str, Any]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest.arrays import Array, ArrayOrMapping, LongVector, long_vector
+from steepest.safetensors_file import SafetensorsFile, Tensor, bfloat16, write_safetensors
 from steepest.storage import sync_folder
 
-__all__ = ["StoredStep", "VectorFolder", "VectorMemory", "as_arrays", "read_tensors", "write_tensors"]
-
-_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_HEADER_LIMIT = 100_000_000  # of the format
-
-#: An array as the core sees it (bfloat16 as its bits), and the name of its element type.
-Tensor = tuple[NDArray[Any], str]
+__all__ = ["StoredStep", "VectorFolder", "VectorMemory", "as_arrays"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,94 +31,6 @@ class StoredStep:
     params: ArrayOrMapping | None
     grad: ArrayOrMapping | None
     update: ArrayOrMapping | None
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, sync: bool = False) -> None:
-    """Write a safetensors file, which is at `path` complete or not at all.
-
-    Parameters
-    ----------
-    path : Path
-        What is there is replaced.
-    tensors : mapping name -> (array, dtype name)
-        Arrays that are not contiguous are copied one by one.
-    sync : bool
-        Flush the file and its folder to the disk.
-
-    Raises
-    ------
-    OSError
-        The disk is full or failing: nothing has changed at `path`.
-    """
-    # The wider types first, which aligns every array in the file.
-    ordered = sorted(tensors.items(), key=lambda item: -item[1][0].itemsize)
-    header: dict[str, Any] = {}
-    end = 0
-    for name, (array, dtype) in ordered:
-        begin, end = end, end + array.nbytes
-        header[name] = {"dtype": _CODES[dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for _, (array, _) in ordered:
-                little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-                file.write(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    if sync:
-        sync_folder(path.parent)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Map the arrays of a safetensors file into memory.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    dict
-        Name -> (read-only array, dtype name), bfloat16 as its bits. Executes nothing.
-
-    Raises
-    ------
-    FileNotFoundError
-        No file at `path`.
-    ValueError
-        Not a safetensors file, or one with other element types.
-    """
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(file.read(length))
-            content = np.asarray(np.memmap(file, np.uint8, "r", 8 + length)) if size > 8 + length else np.empty(0, "u1")
-        names = {code: name for name, code in _CODES.items()}
-        found = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            shape, dtype = tuple(entry["shape"]), np.dtype(_STORED[entry["dtype"]])
-            if not 0 <= begin <= end <= len(content) or end - begin != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{name!r} of shape {shape} from byte {begin} to {end} of {len(content)}")
-            found[name] = content[begin:end].view(dtype).reshape(shape), names[entry["dtype"]]
-        return found
-    except (KeyError, TypeError, AttributeError, ValueError) as error:  # JSON and Unicode errors are ValueErrors
-        raise ValueError(f"expected {path} to be a safetensors file of floating-point arrays: {error!r}") from error
 
 
 class VectorFolder:
@@ -180,7 +82,7 @@ class VectorFolder:
             self.path.mkdir(exist_ok=True)
             if sync:
                 sync_folder(self.path.parent)
-        write_tensors(self._file(number), tensors, sync=sync)
+        write_safetensors(self._file(number), tensors, sync=sync)
 
     def write_stored(self, number: int, step: StoredStep, *, sync: bool = False) -> None:
         """Write the vectors of one step of another recording.
@@ -220,13 +122,13 @@ class VectorFolder:
         """
         if not self._file(number).exists():
             raise ValueError(f"step {number} has no vectors: {self._file(number)} does not exist")
-        tensors = read_tensors(self._file(number))
+        file = SafetensorsFile(self._file(number))
 
         def vector(kind: str) -> ArrayOrMapping | None:
             keys = self._keys(kind)
-            if keys[0] not in tensors:
+            if keys[0] not in file.entries:
                 return None
-            arrays = [as_array(*tensors[key]) for key in keys]
+            arrays = [file.read(key) for key in keys]
             return arrays[0] if self._names is None else dict(zip(self._names, arrays, strict=True))
 
         if self._candidates is None:
@@ -351,10 +253,4 @@ def as_array(segment: NDArray[Any], dtype: str) -> Array:
     ImportError
         ml_dtypes, which defines bfloat16 for NumPy, is not installed.
     """
-    if dtype != "bfloat16":
-        return segment
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise ImportError('arrays of bfloat16 need ml_dtypes: pip install "steepest[vectors]"') from error
-    return segment.view(ml_dtypes.bfloat16)
+    return segment.view(bfloat16()) if dtype == "bfloat16" else segment

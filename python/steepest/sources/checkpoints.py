@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from steepest.sources.safetensors_file import SafetensorsFile
+from steepest.safetensors_file import SafetensorsFile
 from steepest.sources.source import VECTORS, NameFilter, Source, SourceStep, by_field
 
 __all__ = ["CheckpointFolder", "numbered"]

@@ -1,9 +1,12 @@
-"""Arrays of a safetensors file, memory-mapped: a header in JSON, then the bytes of the tensors."""
+"""Safetensors files, read by memory map and written whole: a header in JSON, then the bytes of the tensors."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SafetensorsFile", "bfloat16"]
+from steepest.storage import sync_folder
+
+__all__ = ["SafetensorsFile", "Tensor", "bfloat16", "write_safetensors"]
 
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
+_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _HEADER_LIMIT = 100_000_000  # as the format prescribes
+
+#: An array as the core sees it (bfloat16 as its bits), and the name of its element type.
+Tensor = tuple[NDArray[Any], str]
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,10 @@ class SafetensorsFile:
             metadata = dict(header.pop("__metadata__", {}))
             entries = {}
             for name, entry in header.items():
-                begin, end = (int(x) for x in entry["data_offsets"])
-                entries[name] = _Entry(str(entry["dtype"]), tuple(int(k) for k in entry["shape"]), begin, end)
+                (begin, end), shape = entry["data_offsets"], tuple(entry["shape"])
+                if not all(isinstance(x, int) for x in (begin, end, *shape)):
+                    raise TypeError(f"places and sizes of {name!r} that are no integers")
+                entries[name] = _Entry(str(entry["dtype"]), shape, begin, end)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"expected {self.path} to be a safetensors file, got another header: {error}") from error
         for name, e in entries.items():
@@ -148,6 +159,51 @@ def bfloat16() -> np.dtype[Any]:
     try:
         import ml_dtypes
     except ImportError as error:
-        raise ImportError('bfloat16 files need ml_dtypes: pip install "steepest[vectors]"') from error
+        raise ImportError('arrays of bfloat16 need ml_dtypes: pip install "steepest[vectors]"') from error
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return dtype
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, sync: bool = False) -> None:
+    """Write a safetensors file, which is at `path` complete or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        What is there is replaced.
+    tensors : mapping name -> (array, dtype name)
+        Arrays that are not contiguous are copied one by one.
+    sync : bool
+        Flush the file and its folder to the disk.
+
+    Raises
+    ------
+    OSError
+        The disk is full or failing: nothing has changed at `path`.
+    """
+    # The wider types first, which aligns every array in the file.
+    ordered = sorted(tensors.items(), key=lambda item: -item[1][0].itemsize)
+    header: dict[str, Any] = {}
+    end = 0
+    for name, (array, dtype) in ordered:
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": _CODES[dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for _, (array, _) in ordered:
+                little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+                file.write(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    if sync:
+        sync_folder(path.parent)
