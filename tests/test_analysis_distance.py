@@ -124,6 +124,4 @@ def test_blocks_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
     whole = steepest.analyze(rec)["run"]["distance"]
     some = steepest.analyze(rec, blocks=["b"], progress=True)["run"]["distance"]
     np.testing.assert_array_equal(some, whole[:, [0, 2]])
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "distances" in captured.err
+    assert capsys.readouterr() == ("", "")  # a bar appears on a terminal only

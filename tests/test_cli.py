@@ -72,12 +72,19 @@ def test_data_folder(tmp_path, capsys):
 
 
 def test_progress_on_a_terminal(monkeypatch, capsys):
+    pytest.importorskip("tqdm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    for done in range(1, 1001):
-        reproduce._progress("training", done, 1000)
-    lines = capsys.readouterr().err
-    assert lines.endswith("\rtraining: step 1000 of 1000\n")
-    assert lines.count("\r") == 100
+    bar = reproduce._Bar()
+    for done in range(1, 101):
+        bar("training", done, 100)
+    bar("testing", 1, 1)
+    shown = capsys.readouterr().err
+    assert "training" in shown
+    assert "100" in shown
+    assert "testing" in shown
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    reproduce._Bar()("training", 1, 2)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steepest import _core
-from steepest.analysis.optional import optional
 from steepest.analysis.pair_rows import chunks
+from steepest.progress import shown
 from steepest.row_format import STATUS_CODE
 from steepest.twofold import Twofold
 
@@ -51,10 +51,7 @@ def metric_distances(
     """
     shape = (len(step), len(sizes))
     bulk, plane = np.full(shape, np.nan), np.full(shape, np.nan)
-    parts: Iterable[slice] = chunks(*shape)
-    if progress is not None:
-        tqdm = optional("tqdm.auto", "progress", "a progress bar").tqdm
-        parts = tqdm(list(parts), desc=f"distances of {progress}", unit="part", leave=False)
+    parts = shown(list(chunks(*shape)), progress is not None, f"distances of {progress}")
     dimensions = np.array(sizes)
     for part in parts:
         if part.stop < 2:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steepest.cli.output import CommandError, Table, message, print_json, print_table
+from steepest.cli.output import CommandError, Table, message, print_json, print_table, show_progress
 
 if TYPE_CHECKING:
     from steepest.experiments.feedback_alignment import FeedbackAlignment
@@ -146,7 +145,7 @@ def _run_feedback_alignment(out: Path, data: Path | None, seed: int, quick: bool
 
     rng = np.random.default_rng(seed)
     digits = load_digits(rng=rng) if data is None else load_mnist(data)
-    result = feedback_alignment.run(digits, step_fraction=0.1 if quick else 1.0, rng=rng, progress=_progress)
+    result = feedback_alignment.run(digits, step_fraction=0.1 if quick else 1.0, rng=rng, progress=_Bar())
     written = feedback_alignment.write(result, out)
     written += write_figure(feedback_alignment.figure(result), out / "feedback_alignment")
 
@@ -192,9 +191,20 @@ def _feedback_alignment_rows(result: FeedbackAlignment) -> list[tuple[str, ...]]
     ]
 
 
-def _progress(text: str, done: int, total: int) -> None:
-    """One line that rewrites itself; nothing where stderr is not a terminal."""
-    if not sys.stderr.isatty() or (done % max(total // 100, 1) and done != total):
-        return
-    end = "\n" if done == total else ""
-    print(f"\r{text}: step {done} of {total}", end=end, file=sys.stderr, flush=True)
+class _Bar:
+    """A progress bar for each text; nothing where standard error is no terminal, or tqdm is missing."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._bar: Any = None
+
+    def __call__(self, text: str, done: int, total: int) -> None:
+        if not show_progress():
+            return
+        if text != self._text:
+            from tqdm.auto import tqdm
+
+            self._text, self._bar = text, tqdm(desc=text, total=total, unit="step", leave=False)
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.close()
