@@ -50,12 +50,21 @@ def recordings(seed: int) -> dict[str, steepest.Recording]:
 
     rng = np.random.default_rng(seed)
     prompts = [in_context.draw_prompt(10, 80, rng=rng) for _ in range(20)]
-    for name, preconditioned in (("in context, descent", False), ("in context, preconditioned", True)):
-        rate, curvature = in_context.fit(prompts, 8, preconditioned=preconditioned)
-        learned = in_context.run(prompts[0], 8, rate=rate, curvature=curvature)
-        found[name] = learned.recording
-        psi = np.degrees(learned.recording.angle[:-1, 0])
-        print(f"{name}: 8 layers, psi {psi.min():.1f} to {psi.max():.1f} degrees")
+    x = prompts[0].x
+    largest = float(np.linalg.eigvalsh(x.T @ x / len(x))[-1])
+    for name, rate, curvature in (("descent", 1.0, 0.0), ("preconditioned", 1.5, 0.3)):
+        learned = in_context.run(prompts[0], 8, rate=rate / largest, curvature=curvature / largest)
+        found[f"in context, {name}"] = learned.recording
+        psi, loss = np.degrees(learned.recording.angle[:-1, 0]), learned.recording.loss
+        print(
+            f"In context, {name}: 8 layers, loss {loss[0]:.3f} to {loss[-1]:.3f}, psi {psi.min():.1f} to {psi.max():.1f}"
+        )
+    trained = in_context.run(prompts[0], 8, **dict(zip(("rate", "curvature"), in_context.fit(prompts, 8), strict=True)))
+    window = steepest.analyze(trained.recording)["run"].effectiveness(longest=8).least_window
+    print(
+        f"In context, trained for the last layer alone: loss {trained.recording.loss.max():.3g} on the way to "
+        f"{trained.recording.loss[-1]:.4f}: effective over windows of {window} layers, not from layer to layer"
+    )
     return found
 
 
