@@ -55,10 +55,9 @@ def recordings(seed: int) -> dict[str, steepest.Recording]:
     for name, rate, curvature in (("descent", 1.0, 0.0), ("preconditioned", 1.5, 0.3)):
         learned = in_context.run(prompts[0], 8, rate=rate / largest, curvature=curvature / largest)
         found[f"in context, {name}"] = learned.recording
-        psi, loss = np.degrees(learned.recording.angle[:-1, 0]), learned.recording.loss
-        print(
-            f"In context, {name}: 8 layers, loss {loss[0]:.3f} to {loss[-1]:.3f}, psi {psi.min():.1f} to {psi.max():.1f}"
-        )
+        angles, loss = np.degrees(learned.recording.angle[:-1, 0]), learned.recording.loss
+        psi = f"{angles.min():.1f} to {angles.max():.1f} degrees"
+        print(f"In context, {name}: 8 layers, loss {loss[0]:.3f} to {loss[-1]:.3f}, psi {psi}")
     trained = in_context.run(prompts[0], 8, **dict(zip(("rate", "curvature"), in_context.fit(prompts, 8), strict=True)))
     window = steepest.analyze(trained.recording)["run"].effectiveness(longest=8).least_window
     print(
