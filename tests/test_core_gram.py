@@ -400,7 +400,7 @@ def test_all_segments_at_once_are_each_by_itself(sizes: list[int], dtypes: str, 
     if case == "nan":
         g[0][0] = np.nan
     tolerances = [1e-13, *(10.0 ** -(12 - i) for i in range(len(sizes)))]
-    rows = _core.segment_angle_grams(y, g, tolerances)
+    rows = _core.segment_angle_grams(y, g, tolerances, [0.0] * len(tolerances))
     parts = [(y, g), *(([a], [b]) for a, b in zip(y, g, strict=True))]
     for row, (a, b), tolerance in zip(rows, parts, tolerances, strict=True):
         gram = _core.angle_gram(a, b, None, tolerance)
@@ -412,7 +412,9 @@ def test_all_segments_at_once_are_each_by_itself(sizes: list[int], dtypes: str, 
 def test_segments_need_a_tolerance_each() -> None:
     x = [np.ones(2), np.ones(3)]
     with pytest.raises(ValueError, match="expected 3 tolerances, one for the whole and one for each segment, got 2"):
-        _core.segment_angle_grams(x, x, [1e-13] * 2)
+        _core.segment_angle_grams(x, x, [1e-13] * 2, [0.0] * 2)
+    with pytest.raises(ValueError, match="expected a rounding for each of the 3 tolerances, got 1"):
+        _core.segment_angle_grams(x, x, [1e-13] * 3, [0.0])
 
 
 @pytest.mark.parametrize("factor", [-0.1, -1e-30, 0.3])

@@ -187,11 +187,11 @@ void bind_kernels(py::module_& module) {
         "segment_angle_grams",
         [](const py::object& y, const py::object& g, const std::vector<double>& tolerances,
            const std::vector<double>& rounding_squared) {
-            if (!rounding_squared.empty() && rounding_squared.size() != tolerances.size())
-                throw py::value_error("expected a rounding for each tolerance");
+            if (rounding_squared.size() != tolerances.size())
+                throw py::value_error("expected a rounding for each of the " + std::to_string(tolerances.size()) +
+                                      " tolerances, got " + std::to_string(rounding_squared.size()));
             std::vector<Accuracy> accuracies;
-            for (std::size_t i = 0; i < tolerances.size(); ++i)
-                accuracies.push_back({tolerances[i], rounding_squared.empty() ? 0.0 : rounding_squared[i]});
+            for (std::size_t i = 0; i < tolerances.size(); ++i) accuracies.push_back({tolerances[i], rounding_squared[i]});
             const Arrays ys = to_arrays(y), gs = to_arrays(g);
             const Vector a = to_vector(ys), b = to_vector(gs);
             const std::vector<Gram> found = without_gil([&] { return segment_angle_grams(a, b, accuracies); });
@@ -210,7 +210,7 @@ void bind_kernels(py::module_& module) {
             }
             return rows;
         },
-        py::arg("y"), py::arg("g"), py::arg("tolerances"), py::arg("rounding_squared") = std::vector<double>{},
+        py::arg("y"), py::arg("g"), py::arg("tolerances"), py::arg("rounding_squared"),
         "Rows of numbers as `Gram.pair`, with low parts, of a pair and of each of its segments, in one pass.");
     module.def(
         "first_not_positive",
