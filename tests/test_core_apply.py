@@ -397,12 +397,12 @@ def test_assembly(n: int, k: int, base: str) -> None:
     columns = [stored(rng.standard_normal(n), list(DTYPES)[j]) for j in range(k)]
     d = None if base == "scalar" else rng.uniform(0.5, 2, n)
     core, through = symmetric(rng, k), [j % 2 == 1 for j in range(k)]
-    exponent = 3 if d is None else 0
-    operator = _core.Operator(columns, [1] * k, through, core, exponent, 0.7, d, base == "inverse")
+    exponent, scalar = (3, 0.7) if d is None else (0, 1.0)
+    operator = _core.Operator(columns, [1] * k, through, core, exponent, scalar, d, base == "inverse")
     out = np.full((n, n), np.nan)
     operator.assemble(out)
     assert np.array_equal(out, out.T)
-    diagonal = np.full(n, 0.7) if d is None else 1 / d if base == "inverse" else d
+    diagonal = np.full(n, scalar) if d is None else 1 / d if base == "inverse" else d
     w = np.array([doubles(c) / 2 * (diagonal if t else 1) for c, t in zip(columns, through, strict=True)]).T
     size = np.abs(w) @ np.abs(core) @ np.abs(w.T) + np.diag(diagonal)
     assert (np.abs(out - 2.0**exponent * (np.diag(diagonal) + w @ core @ w.T)) <= 40 * U * 2.0**exponent * size).all()

@@ -37,6 +37,9 @@ READ: dict[str, Call] = {
     "angle_gram-g": lambda v: _core.angle_gram(good(), v),
     "angle_gram-base": lambda v: _core.angle_gram(good(), good(), v),
     "first_not_positive": _core.first_not_positive,
+    "spacing_squares": _core.spacing_squares,
+    "segment_angle_grams-y": lambda v: _core.segment_angle_grams(v, good(), [0.1] * 2, [0.0] * 2),
+    "segment_angle_grams-g": lambda v: _core.segment_angle_grams(good(), v, [0.1] * 2, [0.0] * 2),
     "Operator-columns": lambda v: operator([good(), v]),
     "Operator-diagonal": lambda v: operator(diagonal=v),
     "apply-x": lambda v: operator().apply(v, good()),
@@ -120,7 +123,9 @@ def test_long_double(where: str) -> None:
         (READ | WRITTEN)[where](np.ones(N, np.longdouble))
 
 
-@pytest.mark.parametrize("where", [w for w in READ if w not in {"first_not_positive", "Complement-g"}])
+@pytest.mark.parametrize(
+    "where", [w for w in READ if w not in {"first_not_positive", "spacing_squares", "Complement-g"}]
+)
 @pytest.mark.parametrize("size", [0, 1, N - 2, N + 2, 100000])
 def test_wrong_size(where: str, size: int) -> None:
     with pytest.raises(ValueError, match=r"expected .*elements.*got"):
@@ -136,7 +141,9 @@ def test_wrong_size_of_out(where: str, size: int) -> None:
     assert (out == 7.0).all()
 
 
-@pytest.mark.parametrize("where", [w for w in READ if w not in {"first_not_positive", "Complement-g"}])
+@pytest.mark.parametrize(
+    "where", [w for w in READ if w not in {"first_not_positive", "spacing_squares", "Complement-g"}]
+)
 def test_wrong_segments(where: str) -> None:
     for parts in ([], [good()[:3], good()[3:]], [good(), good()], (good(0), good())):
         with pytest.raises((ValueError, TypeError), match=r"segments.*got|expected vectors of|one axis|incompatible"):
@@ -399,3 +406,19 @@ def test_no_mix_of_arguments_crashes(data: st.DataObject) -> None:
     ]
     with contextlib.suppress(TypeError, ValueError):
         data.draw(st.sampled_from(calls))(None)
+
+
+def test_an_operator_has_one_base() -> None:
+    with pytest.raises(ValueError, match="expected a diagonal base or a scalar one, got both"):
+        operator(diagonal=good(), scalar=2.0)
+
+
+def test_log_ratios_need_gram_matrices() -> None:
+    core, gram = np.eye(2), np.zeros((3, 2, 2))
+    for high, low in ((gram[0], gram[0]), (gram, gram[:2]), (gram[:, :1], gram[:, :1])):
+        with pytest.raises(ValueError, match="expected high and low parts of m Gram matrices"):
+            _core.low_rank_log_ratios(1.0, core, 1.0, core, high, low)
+    with pytest.raises(ValueError, match="expected a core of 2 x 2, got 3 x 3"):
+        _core.low_rank_log_ratios(1.0, np.eye(3), 1.0, core, gram, gram)
+    assert _core.low_rank_log_ratios(1.0, core, 1.0, core, gram[:0], gram[:0]).shape == (0, 2)
+    assert np.isnan(_core.low_rank_log_ratios(1.0, core, 1.0, core, np.full_like(gram, np.nan), gram)).all()

@@ -65,6 +65,8 @@ public:
             throw py::value_error("expected one exponent and one flag for each of the " +
                                   std::to_string(columns.size()) + " columns, got " +
                                   std::to_string(exponents.size()) + " and " + std::to_string(through_base.size()));
+        if (!diagonal.is_none() && scalar != 1.0)
+            throw py::value_error("expected a diagonal base or a scalar one, got both");
         arrays_ = to_each_arrays(columns);
         vectors_ = to_each_vector(arrays_);
         for (std::size_t j = 0; j < vectors_.size(); ++j)
