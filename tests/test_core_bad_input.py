@@ -60,6 +60,7 @@ WRITTEN: dict[str, Call] = {
     "Complement-out-transpose": lambda v: _core.Complement(good(N + 1)).apply(good(N + 1), v, transpose=True),
     "assemble-out": lambda v: operator().assemble(v),
 }
+ALONE = {"first_not_positive", "spacing_squares", "Complement-g"}  # there is nothing to match
 OPTIONAL = {"angle_gram-base", "Operator-diagonal", "apply-source"}  # None means: there is none
 
 WRONG_TYPE: dict[str, Any] = {
@@ -123,9 +124,7 @@ def test_long_double(where: str) -> None:
         (READ | WRITTEN)[where](np.ones(N, np.longdouble))
 
 
-@pytest.mark.parametrize(
-    "where", [w for w in READ if w not in {"first_not_positive", "spacing_squares", "Complement-g"}]
-)
+@pytest.mark.parametrize("where", [w for w in READ if w not in ALONE])
 @pytest.mark.parametrize("size", [0, 1, N - 2, N + 2, 100000])
 def test_wrong_size(where: str, size: int) -> None:
     with pytest.raises(ValueError, match=r"expected .*elements.*got"):
@@ -141,9 +140,7 @@ def test_wrong_size_of_out(where: str, size: int) -> None:
     assert (out == 7.0).all()
 
 
-@pytest.mark.parametrize(
-    "where", [w for w in READ if w not in {"first_not_positive", "spacing_squares", "Complement-g"}]
-)
+@pytest.mark.parametrize("where", [w for w in READ if w not in ALONE])
 def test_wrong_segments(where: str) -> None:
     for parts in ([], [good()[:3], good()[3:]], [good(), good()], (good(0), good())):
         with pytest.raises((ValueError, TypeError), match=r"segments.*got|expected vectors of|one axis|incompatible"):
