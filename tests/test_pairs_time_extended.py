@@ -205,7 +205,7 @@ def test_nothing_moves() -> None:
     assert still.psi == pytest.approx(float(mp.acos(cosine(y, g))), rel=1e-13)
     nothing = time_extended(zero, zero, 0.0)
     assert math.isnan(nothing.cos_max)
-    assert nothing.align().status == "zero_update"
+    assert nothing.align().status == "zero_grad"
 
 
 def test_nonfinite_vectors() -> None:

@@ -134,7 +134,7 @@ def time_extended(grad: Any, update: Any, loss_rate: float, *, unit: float | Non
     >>> from steepest import pairs
     >>> found = pairs.time_extended([2.0, 0.0], [-1.0, 1.0], 1.0)
     >>> found.rate, round(found.cos_max, 6), round(found.psi, 6)
-    (-1.0, 0.261204, 1.306528)
+    (-1.0, 0.261204, 1.306527)
     >>> found.metric().solve({k: -x for k, x in found.pair.gradient().items()})["(params)"].round(6).tolist()
     [-1.0, 1.0]
     """
