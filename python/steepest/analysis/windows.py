@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Effectiveness", "change_over", "effectiveness", "least_window"]
+__all__ = ["Effectiveness", "Falls", "change_over", "effectiveness", "falls_over", "least_window"]
 
 Array = NDArray[np.float64]
 # A window is searched on the grid of step numbers, if that is not much longer than the recording.
@@ -85,6 +85,46 @@ def change_over(step: NDArray[np.int64], loss: Array, window: int) -> Array:
     return found
 
 
+class Falls(NamedTuple):
+    """How often the loss falls over one window.
+
+    Attributes
+    ----------
+    share : float
+        Of the steps t with both losses: for how many L_{t+w} < L_t; NaN if there are none.
+    steps : int
+        How many steps have both losses.
+    largest_rise : float
+        max over t of L_{t+w} - L_t; NaN if there are none.
+    """
+
+    share: float
+    steps: int
+    largest_rise: float
+
+
+def falls_over(step: NDArray[np.int64], loss: Array, window: int) -> Falls:
+    """How often the loss falls over one window.
+
+    Parameters
+    ----------
+    step, loss : ndarray, shape (T,)
+        As of `change_over`.
+    window : int
+        At least 1.
+
+    Returns
+    -------
+    Falls
+        See there.
+    """
+    change = change_over(step, loss, window)
+    change = change[~np.isnan(change)]
+    if not len(change):
+        return Falls(math.nan, 0, math.nan)
+    return Falls(float(np.mean(change < 0.0)), len(change), float(change.max()))
+
+
 def least_window(step: NDArray[np.int64], loss: Array, longest: int) -> int | None:
     """The least w with L_{t+w} < L_t for every t with both losses.
 
@@ -156,12 +196,6 @@ def effectiveness(
         raise ValueError(f"expected windows of at least 1 step, got {chosen}")
     if longest is None:
         longest = int(step[-1] - step[0]) // 2 if len(step) else 0
-    shares, counts, rises = [], [], []
-    for w in chosen:
-        change = change_over(step, loss, w)
-        change = change[~np.isnan(change)]
-        counts.append(len(change))
-        shares.append(float(np.mean(change < 0.0)) if len(change) else math.nan)
-        rises.append(float(change.max()) if len(change) else math.nan)
-    least = least_window(step, loss, longest)
-    return Effectiveness(chosen, tuple(shares), tuple(counts), tuple(rises), least, longest)
+    found = [falls_over(step, loss, w) for w in chosen]
+    shares, counts, rises = (tuple(getattr(f, name) for f in found) for name in ("share", "steps", "largest_rise"))
+    return Effectiveness(chosen, shares, counts, rises, least_window(step, loss, longest), longest)
