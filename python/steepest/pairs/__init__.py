@@ -9,5 +9,18 @@ from __future__ import annotations
 from steepest.pairs.continuous import continuous
 from steepest.pairs.descent_pair import DescentPair
 from steepest.pairs.discrete import discrete
+from steepest.pairs.time_extended import ChangeSplit, TimeExtended, split_change, time_extended
+from steepest.pairs.windowed import EffectiveWindow, smallest_effective_window, windowed
 
-__all__ = ["DescentPair", "continuous", "discrete"]
+__all__ = [
+    "ChangeSplit",
+    "DescentPair",
+    "EffectiveWindow",
+    "TimeExtended",
+    "continuous",
+    "discrete",
+    "smallest_effective_window",
+    "split_change",
+    "time_extended",
+    "windowed",
+]
