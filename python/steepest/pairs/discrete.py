@@ -127,9 +127,9 @@ def discrete(
 
     'taylor' (reconstructed) takes the smallest s in (0, 1) with ``d^T H(params + s d) d = 2 (dL - grad.d)`` that its
     scan finds; `taylor_points` of the pair has all of them. It tends to 1/3 for short steps, and is set to 1/3 where
-    the curvature along the step does not vary beyond rounding, as of a quadratic loss, for which every s does; then
-    `taylor_points` is empty. What rounding leaves of ``DG.d = dL`` is put along d, as in the corrected methods; the
-    share of it is `correction_share`.
+    the curvature along the step does not vary beyond rounding, as of a quadratic loss, for which every s does, or
+    misses the value by no more; then `taylor_points` is empty. What rounding leaves of ``DG.d = dL`` is put along d, as
+    in the corrected methods; the share of it is `correction_share`.
 
     References
     ----------
@@ -241,8 +241,11 @@ class _Step:
 
     def _point(self, s: float) -> Any:
         """params + s d, as the callables of the user take it."""
-        starts = (widened(x, t) for x, t in zip(self.start.segments, self.start.dtypes, strict=True))
-        return to_user([x + s * d for x, d in zip(starts, self.displacement.segments, strict=True)], self.template)
+        moves = self.displacement.segments
+        return to_user([x + s * d for x, d in zip(self._start(), moves, strict=True)], self.template)
+
+    def _start(self) -> Iterator[Flat]:
+        return (widened(x, t) for x, t in zip(self.start.segments, self.start.dtypes, strict=True))
 
     def _copied(self, value: Any, name: str) -> LongVector:
         found = self.matched(value, name)
@@ -274,8 +277,18 @@ class _Step:
 
             first = gram.product((one, one * 0), (one * 0, one))
             norm = math.hypot(*[_norm(widened(x, t)) for x, t in zip(start.segments, start.dtypes, strict=True)])
-            rounding = 2.0 * unit * (self.loss_scale + norm * length)
-            points = taylor_points(curvature, float(2 * (self.loss_change - first)), rounding, int(n_scan))
+            # Terms of the loss may be larger than the loss: about as large as what the gradient says for params itself.
+            size = math.hypot(*map(_norm, self._start()))
+            usual = 2.0 * unit * (self.loss_scale + norm * length)
+            rounding = usual, usual + 2.0 * unit * norm * size
+            try:
+                target = float(2 * (self.loss_change - first))
+            except OverflowError as error:
+                raise ValueError(
+                    f"|grad| = {norm:.6g} times |params_next - params| = {length:.6g} is out of the range of float64: "
+                    "rescale the loss or the parameters"
+                ) from error
+            points = taylor_points(curvature, target, rounding, int(n_scan))
         gradients = {"grad": start, "hessian @ displacement": product(points[0] if points else LIMIT)}
         pair = self.corrected("taylor", gradients, grad, (one, one / 2))
         return dataclasses.replace(pair, taylor_points=points)

@@ -14,7 +14,7 @@ LIMIT = 1.0 / 3.0
 
 
 def taylor_points(
-    curvature: Callable[[float], tuple[float, float]], target: float, rounding: float, n_scan: int
+    curvature: Callable[[float], tuple[float, float]], target: float, rounding: tuple[float, float], n_scan: int
 ) -> tuple[float, ...]:
     """All s in (0, 1) at which the curvature along a step takes the value that Taylor's formula asks for.
 
@@ -24,15 +24,16 @@ def taylor_points(
         ``curvature(s)`` = ``d^T H(params + s d) d`` and a bound on what rounding does to it.
     target : float
         ``2 (dL - grad.d)``.
-    rounding : float
-        What rounding does to `target`.
+    rounding : tuple of two floats
+        What rounding does to `target` as a rule, and at worst, where the terms of the losses cancel.
     n_scan : int
         Equal intervals in which a change of sign is looked for.
 
     Returns
     -------
     tuple of float
-        Ascending. Empty if the curvature differs from `target` by rounding alone: then every s does.
+        Ascending. Empty if the curvature differs from `target` by rounding alone: throughout, or at its nearest where
+        it does not pass it. Then no s is better than another.
 
     Raises
     ------
@@ -52,7 +53,7 @@ def taylor_points(
     if not np.isfinite(residuals).all():
         s = nodes[int(np.argmin(np.isfinite(residuals)))]
         raise ValueError(f"expected hvp to be finite on the segment, got d.Hd = {curvature(s)[0]} at s = {s:.6g}")
-    if np.abs(residuals).max() <= rounding + max(r for _, r in scanned):
+    if np.abs(residuals).max() <= rounding[0] + max(r for _, r in scanned):
         return ()
     points = [s for s, r in zip(nodes[1:-1], residuals[1:-1].tolist(), strict=True) if r == 0.0]
     signs = np.sign(residuals)
@@ -62,11 +63,13 @@ def taylor_points(
     ]
     if not points:
         least = int(np.argmin(np.abs(residuals)))
+        if abs(residuals[least]) <= rounding[1] + scanned[least][1]:
+            return ()
         low, high = residuals.min() + target, residuals.max() + target
         raise ValueError(
             f"expected d.H(params + s d)d to pass 2 (loss_next - loss - grad.d) = {target:.6g} for an s in (0, 1), as "
             f"for every loss with continuous second derivatives; got values in [{low:.6g}, {high:.6g}] at {n_scan + 1} "
-            f"points, with the least residual {residuals[least]:.3g} at s = {nodes[least]:.6g}: raise n_scan, or check "
-            "that loss, grad and hvp belong to one function"
+            f"points, with the least residual {residuals[least]:.3g} at s = {nodes[least]:.6g}, of which rounding "
+            f"explains {rounding[1]:.2g}: raise n_scan, or check that loss, grad and hvp belong to one function"
         )
     return tuple(sorted(points))
