@@ -153,6 +153,8 @@ class DescentPair:
         ``DG.d - dL``, what the discrete gradient leaves of eq (12); NaN if there is no loss change.
     error : float
         Estimate of |DG - exact DG| where the discrete gradient is a quadrature, else 0.
+    taylor_points : tuple of float
+        Of the method 'taylor': every s that was found, of which the first is used; empty for 1/3, where any s does.
     gram : RationalGram or None
         Inner products of the vectors; None if they are still to be computed.
     exact_descent : bool
@@ -172,6 +174,7 @@ class DescentPair:
     error: float = 0.0
     gram: RationalGram | None = field(default=None)
     exact_descent: bool = False
+    taylor_points: tuple[float, ...] = ()
 
     @property
     def size(self) -> int:
@@ -304,7 +307,11 @@ class DescentPair:
             name: getattr(self, name)
             for name in ("method", "size", "dtype", "psi_floor", "correction_share", "loss_change", "defect", "error")
         }
-        return scalars | {"names": list(self.names), "coefficients": self.coefficients.tolist()}
+        return (
+            scalars
+            | {"names": list(self.names), "coefficients": self.coefficients.tolist()}
+            | ({"taylor_points": list(self.taylor_points)} if self.method == "taylor" else {})
+        )
 
     def __repr__(self) -> str:
         combinations = []

@@ -1,7 +1,8 @@
-"""The pair of a finite step: discrete gradients, eqs (10)-(15)."""
+"""The pair of a finite step: discrete gradients, eqs (10)-(16)."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 from steepest.alignment import matched_pair
 from steepest.arrays import EPSILON, LongVector, long_vector, template_of, to_user, widened
 from steepest.pairs.descent_pair import DescentPair, RationalGram, coarsest, rational_gram
+from steepest.pairs.taylor import LIMIT, taylor_points
 
 __all__ = ["discrete"]
 
-Method = Literal["trapezoid", "left", "gonzalez", "mean-value", "itoh-abe"]
-METHODS = ("trapezoid", "left", "gonzalez", "mean-value", "itoh-abe")
+Method = Literal["trapezoid", "left", "gonzalez", "mean-value", "itoh-abe", "taylor"]
+METHODS = ("trapezoid", "left", "gonzalez", "mean-value", "itoh-abe", "taylor")
 Flat = NDArray[np.float64]
 
 # Distance of the smallest numbers of each type.
@@ -37,9 +39,11 @@ def discrete(
     grad_midpoint: Any = None,
     grad_fn: Callable[[Any], Any] | None = None,
     loss_fn: Callable[[Any], Any] | None = None,
+    hvp: Callable[[Any, Any], Any] | None = None,
     method: Method = "trapezoid",
     lr: float = 1.0,
     n_nodes: int = 5,
+    n_scan: int = 16,
     vectorized: bool = False,
 ) -> DescentPair:
     """The pair of one step of a rule: a discrete gradient DG, for which the step descends exactly as the loss does.
@@ -55,8 +59,8 @@ def discrete(
     loss, loss_next : float
         The loss at both; finite. 'mean-value' and 'itoh-abe' only report by how much they miss it, as `defect`.
     grad, grad_next : array or mapping, optional
-        +dL/dtheta at both: 'trapezoid' needs both, 'left' needs `grad`. 'itoh-abe' takes partial derivatives from
-        `grad` where an element does not move.
+        +dL/dtheta at both: 'trapezoid' needs both, 'left' and 'taylor' need `grad`. 'itoh-abe' takes partial
+        derivatives from `grad` where an element does not move.
     grad_midpoint : array or mapping, optional
         +dL/dtheta at (params + params_next)/2, for 'gonzalez'.
     grad_fn : callable, optional
@@ -64,12 +68,17 @@ def discrete(
         `grad_midpoint`.
     loss_fn : callable, optional
         ``loss_fn(params)`` = loss, for 'itoh-abe'.
-    method : {'trapezoid', 'left', 'gonzalez', 'mean-value', 'itoh-abe'}
+    hvp : callable, optional
+        ``hvp(params, vector)`` = Hessian of the loss at `params`, times a vector, all in the form of `params`: for
+        'taylor'.
+    method : {'trapezoid', 'left', 'gonzalez', 'mean-value', 'itoh-abe', 'taylor'}
         Which discrete gradient; see Notes.
     lr : float
         Learning rate, positive: the update is d/lr. It only rescales the metric.
     n_nodes : int
         Gauss-Legendre nodes of 'mean-value', at least 3; the error is estimated by the rule with two nodes less.
+    n_scan : int
+        Intervals of the segment that 'taylor' scans for its point, at least 1.
     vectorized : bool
         Whether `loss_fn` takes points stacked along a new first axis and returns one loss for each ('itoh-abe').
 
@@ -83,7 +92,8 @@ def discrete(
     ------
     ValueError
         What `method` needs is missing; shapes or names differ; a loss is not finite; lr is not positive; the loss
-        falls although the parameters do not move: no metric exists for such a step (section 1).
+        falls although the parameters do not move: no metric exists for such a step (section 1); 'taylor' finds no
+        point on its scan (the message gives the residual).
     TypeError
         An unsupported dtype or type.
 
@@ -93,7 +103,7 @@ def discrete(
 
     Notes
     -----
-    Eqs (10)-(15) and section 7. Order: of |DG - grad at the midpoint| in |d|; against grad at `params` all are of order
+    Eqs (10)-(16) and section 7. Order: of |DG - grad at the midpoint| in |d|; against grad at `params` all are of order
     1. Corrected: ``DG = gm + [(dL - gm.d)/(d.d)] d``.
 
     ============  ==================================================  =====  ==========================
@@ -104,6 +114,7 @@ def discrete(
     gonzalez      corrected, gm = grad at the midpoint                2      1 gradient
     mean-value    integral of grad over the segment                   2      at most 2 n_nodes - 2
     itoh-abe      differences of the loss, one element after another  1      n + 1 losses, no gradient
+    taylor        grad + H(params + s d) d / 2, eq (16)               2      about n_scan + 10 hvp
     ============  ==================================================  =====  ==========================
 
     The coefficient of the correction is kept as an exact rational number, so that grad.update = dL/lr without rounding;
@@ -113,6 +124,12 @@ def discrete(
     'itoh-abe' evaluates the loss where the first i elements have moved and the others have not; its rounding is that of
     the losses over |d_i|, so use it for few parameters and a loss in double precision. Where an element does not
     move and `grad` is missing, the partial derivative is a central difference (two more losses each). Cost O(n) losses.
+
+    'taylor' (reconstructed) takes the smallest s in (0, 1) with ``d^T H(params + s d) d = 2 (dL - grad.d)`` that its
+    scan finds; `taylor_points` of the pair has all of them. It tends to 1/3 for short steps, and is set to 1/3 where
+    the curvature along the step does not vary beyond rounding, as of a quadratic loss, for which every s does, or
+    misses the value by no more; then `taylor_points` is empty. What rounding leaves of ``DG.d = dL`` is put along d, as
+    in the corrected methods; the share of it is `correction_share`.
 
     References
     ----------
@@ -143,6 +160,9 @@ def discrete(
         return step.mean_value(_needed(grad_fn, "grad_fn", method, "a callable for gradients on the segment"), n_nodes)
     if method == "itoh-abe":
         return step.itoh_abe(_needed(loss_fn, "loss_fn", method, "a callable for the loss"), grad, vectorized)
+    if method == "taylor":
+        start = _needed(grad, "grad", method, "the gradient at params")
+        return step.taylor(start, _needed(hvp, "hvp", method, "a callable for products with the Hessian"), n_scan)
     if method == "left":
         given = {"grad": _needed(grad, "grad", method, "the gradient at params")}
     elif method == "trapezoid":
@@ -197,6 +217,7 @@ class _Step:
         self.lr = Fraction(lr)
         # Exact, though the pair's attribute is a float.
         self.loss_change = Fraction(loss_next) - Fraction(loss)
+        self.loss_scale = abs(loss) + abs(loss_next)
         if self.loss_change < 0 and not any(move.any() for move in moves):
             raise ValueError(
                 f"the loss changes by {float(self.loss_change):.6g} but params_next equals params: no metric exists "
@@ -216,17 +237,69 @@ class _Step:
 
     def gradient_at(self, grad_fn: Callable[[Any], Any], s: float) -> LongVector:
         """The gradient at params + s d, copied: the callable may use its buffers again."""
-        points = []
-        for i, d in enumerate(self.displacement.segments):
-            points.append(widened(self.start.segments[i], self.start.dtypes[i]) + s * d)
-        found = self.matched(grad_fn(to_user(points, self.template)), "the result of grad_fn")
+        return self._copied(grad_fn(self._point(s)), "the result of grad_fn")
+
+    def _point(self, s: float) -> Any:
+        """params + s d, as the callables of the user take it."""
+        moves = self.displacement.segments
+        return to_user([x + s * d for x, d in zip(self._start(), moves, strict=True)], self.template)
+
+    def _start(self) -> Iterator[Flat]:
+        return (widened(x, t) for x, t in zip(self.start.segments, self.start.dtypes, strict=True))
+
+    def _copied(self, value: Any, name: str) -> LongVector:
+        found = self.matched(value, name)
         return _float64([np.array(widened(x, t)) for x, t in zip(found.segments, found.dtypes, strict=True)], found)
 
-    def corrected(self, method: str, gradients: dict[str, LongVector], like: Any) -> DescentPair:
-        """gm + [(dL - gm.d)/(d.d)] d with gm the mean of the gradients."""
+    def taylor(self, grad: Any, hvp: Callable[[Any, Any], Any], n_scan: int) -> DescentPair:
+        """Grad + H(params + s d) d / 2, with an s for which it is a discrete gradient."""
+        if n_scan != int(n_scan) or n_scan < 1:
+            raise ValueError(f"expected n_scan to be an integer of at least 1, got {n_scan!r}")
+        start, moves = self.matched(grad, "grad"), self.displacement.segments
+        vector = to_user(moves, self.template)
+        one, length = Fraction(1), math.hypot(*map(_norm, moves))
+        gram = rational_gram((start, self.displacement))
+        points: tuple[float, ...] = ()
+
+        def product(s: float) -> LongVector:
+            return self._copied(hvp(self._point(s), vector), "the result of hvp")
+
+        if gram.finite and length > 0.0:
+            middle = product(LIMIT)  # now the coarsest type is known
+            # Of losses too, which are sums over at least as many terms in the same arithmetic, as a rule.
+            unit = EPSILON[max(coarsest(self.start, self.end), self.gradient_dtype, key=EPSILON.__getitem__)]
+            unit *= 8.0 * math.sqrt(self.start.size)
+
+            def curvature(s: float) -> tuple[float, float]:
+                segments = middle.segments if s == LIMIT else product(s).segments
+                value = sum(float(np.sum(a * b)) for a, b in zip(segments, moves, strict=True))
+                return value, unit * length * math.hypot(*map(_norm, segments))
+
+            first = gram.product((one, one * 0), (one * 0, one))
+            norm = math.hypot(*[_norm(widened(x, t)) for x, t in zip(start.segments, start.dtypes, strict=True)])
+            # Terms of the loss may be larger than the loss: about as large as what the gradient says for params itself.
+            size = math.hypot(*map(_norm, self._start()))
+            usual = 2.0 * unit * (self.loss_scale + norm * length)
+            rounding = usual, usual + 2.0 * unit * norm * size
+            try:
+                target = float(2 * (self.loss_change - first))
+            except OverflowError as error:
+                raise ValueError(
+                    f"|grad| = {norm:.6g} times |params_next - params| = {length:.6g} is out of the range of float64: "
+                    "rescale the loss or the parameters"
+                ) from error
+            points = taylor_points(curvature, target, rounding, int(n_scan))
+        gradients = {"grad": start, "hessian @ displacement": product(points[0] if points else LIMIT)}
+        pair = self.corrected("taylor", gradients, grad, (one, one / 2))
+        return dataclasses.replace(pair, taylor_points=points)
+
+    def corrected(
+        self, method: str, gradients: dict[str, LongVector], like: Any, weights: tuple[Fraction, ...] | None = None
+    ) -> DescentPair:
+        """gm + [(dL - gm.d)/(d.d)] d with gm the mean of the gradients, or another combination."""
         k = len(gradients)
         vectors = (*gradients.values(), self.displacement)
-        mean, d = (*[Fraction(1, k)] * k, Fraction(0)), self._unit(k)
+        mean, d = (*(weights or [Fraction(1, k)] * k), Fraction(0)), self._unit(k)
         gram = rational_gram(vectors)
         share, t = math.nan, Fraction(0)
         if gram.finite:
