@@ -194,8 +194,9 @@ def sample_sums(y: Samples | LongVector, g: Samples) -> Sums:
         yg = Statistic(float(rows[2].mean()), rows[2], left)
         return Sums(n, yy, yg, gg, 0.0, g_noise, math.nan, *means)
     products = diagonals.sum(axis=1)
-    norms = float(products[0] * products[2])
-    sine_squared = 1.0 - float(products[1]) ** 2 / norms if norms > 0.0 else math.nan
+    sine_squared = math.nan
+    if products[0] > 0.0 and products[2] > 0.0:
+        sine_squared = 1.0 - float((products[1] / products[0]) * (products[1] / products[2]))
     return Sums(
         n,
         _u_statistic(rows[0], rows[0], diagonals[0]),
