@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from steepest.arrays import EPSILON
 from steepest.gradient_estimate import estimate_gradient
 
 
@@ -52,7 +53,7 @@ def test_central_in_low_precision(dtype: str) -> None:
         return float(np.sum(np.sin(p["w"].astype(np.float64)))) + float(p["b"]) ** 2
 
     found = estimate_gradient(loss, params)
-    eps = float(ml_dtypes.finfo(kind).eps)
+    eps = EPSILON[dtype]
     exact = np.cos(params["w"].astype(np.float64))
     np.testing.assert_allclose(found.gradient["w"].astype(np.float64), exact, atol=3.0 * eps ** (2 / 3))
     assert found.gradient["w"].dtype == kind
@@ -118,7 +119,7 @@ def test_regression_variance_is_that_of_its_noise() -> None:
 def test_regression_of_a_mapping_has_the_form_of_one_step() -> None:
     rng = np.random.default_rng(2)
     x = {"w": rng.standard_normal((9, 2, 2)).astype(np.float32), "b": rng.standard_normal(9).astype(np.float32)}
-    g = {"w": np.array([[1.0, 2.0], [3.0, -1.0]]), "b": -0.5}
+    g: dict[str, Any] = {"w": np.array([[1.0, 2.0], [3.0, -1.0]]), "b": -0.5}
     losses = np.einsum("tij,ij->t", x["w"].astype(np.float64), g["w"]) + g["b"] * x["b"].astype(np.float64)
     found = estimate_gradient(losses, x, "trajectory-regression")
     np.testing.assert_allclose(found.gradient["w"], g["w"], rtol=1e-5)
@@ -137,11 +138,22 @@ def test_regression_refuses_too_few_steps_and_too_few_directions() -> None:
         estimate_gradient(np.zeros(3), np.ones((3, 1)), "trajectory-regression")
 
 
+def test_a_loss_that_writes_to_its_argument_does_no_harm() -> None:
+    def loss(x: np.ndarray) -> float:
+        value = rosenbrock(x)
+        x[:] = np.nan
+        return value
+
+    x = np.array([0.5, -0.2, 0.9])
+    np.testing.assert_allclose(estimate_gradient(loss, x).gradient, rosenbrock_gradient(x), rtol=1e-6, atol=1e-6)
+    assert np.isfinite(x).all()
+
+
 def test_torch_parameters() -> None:
     torch = pytest.importorskip("torch")
     x = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64, requires_grad=True)
     for method in ("central", "spsa"):
-        found = estimate_gradient(lambda p: (p**2).sum(), x, method, rng=0, n_directions=4000)  # type: ignore[arg-type]
+        found = estimate_gradient(lambda p: (p**2).sum(), x, method, rng=0, n_directions=4000)
         assert isinstance(found.gradient, torch.Tensor)
         np.testing.assert_allclose(
             found.gradient.numpy(), 2.0 * x.detach().numpy(), atol=1e-8 if method == "central" else 0.4

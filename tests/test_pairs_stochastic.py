@@ -113,6 +113,32 @@ def test_interval_covers_where_it_is_called_reliable(n: int, size: int) -> None:
     assert np.mean([f.cosine.value for f in found]) == pytest.approx(target, abs=0.01)
 
 
+@pytest.mark.parametrize(("steps", "reliable"), [(30, True), (300, True), (1500, False)])
+def test_coverage_for_feedback_alignment_on_digits(steps: int, reliable: bool) -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    x, labels = datasets.load_digits(return_X_y=True)
+    x, target = (x - x.mean(axis=0)) / 16.0, np.eye(10)[labels]
+    rng = np.random.default_rng(0)
+    W1, W2 = 0.0125 * rng.standard_normal((16, 64)), 0.025 * rng.standard_normal((10, 16))
+    B = rng.standard_normal((16, 10)) / 4.0
+    for _ in range(steps):
+        E = (x @ W1.T @ W2.T - target).T @ x / len(x)
+        W1, W2 = W1 - 0.05 * B @ E, W2 - 0.05 * E @ W1.T
+    error = x @ W1.T @ W2.T - target
+
+    def batch(i: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Gradient and update of batches of examples, one in each row of i."""
+        E = np.swapaxes(error[i], 1, 2) @ x[i] / i.shape[1]
+        return {"W1": W2.T @ E, "W2": E @ W1.T}, {"W1": -0.05 * B @ E, "W2": -0.05 * E @ W1.T}
+
+    whole = steepest.align(*batch(np.arange(len(x))[None]))  # of expectations: every example once
+    assert 30 < whole.angle_degrees < 85
+    found = [stochastic(*batch(rng.integers(len(x), size=(50, 32)))) for _ in range(300)]
+    assert np.mean([f.reliable for f in found]) == pytest.approx(float(reliable), abs=0.05)
+    if reliable:
+        assert 0.91 <= np.mean([f.interval[0] <= whole.cosine <= f.interval[1] for f in found]) <= 0.98
+
+
 def test_standard_error_and_level_of_the_test() -> None:
     rng = np.random.default_rng(5)
     mean = np.eye(10)[0]
