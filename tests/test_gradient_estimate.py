@@ -76,6 +76,24 @@ def test_spsa_average_and_variance_are_those_of_a_linear_loss() -> None:
     assert found[0].evaluations == 2 * k
 
 
+def test_spsa_against_its_own_directions() -> None:
+    points: list[np.ndarray] = []
+
+    def loss(x: np.ndarray) -> float:
+        points.append(x.copy())
+        return rosenbrock(x)
+
+    found = estimate_gradient(loss, np.array([0.3, 0.7, 0.2]), "spsa", rng=4, step=0.01, n_directions=3)
+    assert len(points) == found.evaluations == 6
+    each = []
+    for ahead, behind in zip(points[::2], points[1::2], strict=True):
+        d = (ahead - behind) / 0.02
+        np.testing.assert_allclose(np.abs(d), 1.0, rtol=1e-12)
+        each.append((rosenbrock(ahead) - rosenbrock(behind)) / 0.02 * d)
+    np.testing.assert_allclose(found.gradient, np.mean(each, axis=0), rtol=1e-9)
+    np.testing.assert_allclose(found.variance, np.var(each, axis=0, ddof=1) / 3, rtol=1e-9)
+
+
 def test_spsa_is_exact_with_one_parameter_and_reproducible() -> None:
     found = estimate_gradient(lambda x: float(x[0] ** 2), np.array([1.5]), "spsa", rng=0, n_directions=5)
     assert found.gradient[0] == pytest.approx(3.0, rel=1e-9)

@@ -351,6 +351,7 @@ def test_to_dict_holds_numbers_only() -> None:
     assert found["cosine_se"] > 0
     assert found["angle"] == pytest.approx(math.acos(found["cosine"]))
     assert "pair" not in found
+    assert "60 samples, n=12, cosine=" in repr(stochastic(*samples()))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -27,7 +27,7 @@ LEVEL = 0.95
 MIN_SAMPLES, MIN_ANGLE, MAX_ANGLE = 50, 30.0, 85.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class StochasticPair:
     """What independent samples of a stochastic rule at one point say about its mean; made by `stochastic`.
 
@@ -93,8 +93,8 @@ class StochasticPair:
     loss_p_value: float
     curvature: Estimate
     shift: float
-    pair: DescentPair = field(repr=False)
-    corrected: DescentPair | None = field(repr=False)
+    pair: DescentPair
+    corrected: DescentPair | None
 
     @property
     def angle(self) -> float:
@@ -205,6 +205,13 @@ class StochasticPair:
             elif not isinstance(value, DescentPair | None):
                 found[name] = value
         return found | {"angle": self.angle}
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return (
+            f"StochasticPair({self.status!r}, {self.n_samples} samples, n={self.size}, cosine={self.cosine.value:.6g} "
+            f"[{low:.6g}, {high:.6g}] {self.flag}, z={self.z:.3g}, p_value={self.p_value:.3g})"
+        )
 
 
 def stochastic(
