@@ -1,0 +1,434 @@
+"""The pair of a stochastic rule, from independent samples of gradient and update at one point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, stdtr, stdtrit
+
+from steepest.alignment import Alignment
+from steepest.arrays import EPSILON, Layout, LongVector, long_vector, template_of
+from steepest.pairs.descent_pair import DescentPair, rational_gram
+from steepest.pairs.sample_sums import Estimate, Samples, Sums, sample_sums, standard_error
+from steepest.pairs.shifted_metric import ShiftedMetric
+from steepest.step_rows import ordered
+
+__all__ = ["Estimate", "ShiftedMetric", "StochasticPair", "stochastic"]
+
+Array = NDArray[np.float64]
+LEVEL = 0.95
+# Where the interval of the cosine was found to cover (section 8).
+MIN_SAMPLES, MIN_ANGLE, MAX_ANGLE = 50, 30.0, 85.0
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class StochasticPair:
+    """What independent samples of a stochastic rule at one point say about its mean; made by `stochastic`.
+
+    Attributes
+    ----------
+    status : str
+        ``ok``; ``undefined``: an estimate of |E grad|^2 or |E update|^2 is not positive, so there is no cosine and more
+        samples are needed; ``nonfinite``: the samples hold NaN or Inf, or their squares overflow.
+    n_samples : int
+        N.
+    size : int
+        Number of parameters n.
+    lr : float
+        Learning rate, eta.
+    grad_update, grad_grad, update_update : Estimate
+        E[grad].E[update], |E grad|^2, |E update|^2: unbiased, of any sign.
+    grad_noise, update_noise : float
+        ``tr Cov/N``: by how much the squared norm of the sample mean exceeds that of the expectation, on average.
+    cosine : Estimate
+        Of the angle between -E[grad] and E[update], debiased: may exceed 1. Standard error by jackknife.
+    interval : tuple of two floats
+        95% interval of the cosine, Student t with N - 1 degrees of freedom, not clipped to [-1, 1].
+    reliable : bool
+        Whether the interval can be trusted; see `reasons`.
+    reasons : tuple of str
+        Why it cannot.
+    z, p_value : float
+        ``-grad_update`` in units of its standard error, and the one-sided p-value of E[grad].E[update] < 0, that is
+        of descent on average to first order. Conservative near zero signal: the standard error is up to sqrt(2) too
+        large there.
+    loss_change : Estimate
+        E[dL]; NaN if it was not given.
+    loss_p_value : float
+        One-sided t-test of E[dL] < 0: effective on average. NaN if dL was not given.
+    curvature : Estimate
+        ``q = (2/lr^2) (E[dL] - lr grad L.E[g])``, an average of g^T H g; NaN without dL.
+    shift : float
+        ``lr q / (2 |E g|^2)`` of eq (19'), debiased; NaN without dL.
+    pair : DescentPair
+        The means of grad and of update/lr, as they are: their angle is biased by noise, towards 90 degrees where the
+        noise of gradient and update is independent.
+    corrected : DescentPair or None
+        Formulation (i): ``y = -grad L - shift E[g]``, for which y.E[g] = -E[dL]/lr. None without dL or if undefined.
+        Its `defect` is what the noise of the sample means leaves of that.
+    """
+
+    status: str
+    n_samples: int
+    size: int
+    lr: float
+    grad_update: Estimate
+    grad_grad: Estimate
+    update_update: Estimate
+    grad_noise: float
+    update_noise: float
+    cosine: Estimate
+    interval: tuple[float, float]
+    reliable: bool
+    reasons: tuple[str, ...]
+    z: float
+    p_value: float
+    loss_change: Estimate
+    loss_p_value: float
+    curvature: Estimate
+    shift: float
+    pair: DescentPair
+    corrected: DescentPair | None
+
+    @property
+    def angle(self) -> float:
+        """Angle between -E[grad] and E[update] in rad, of the debiased cosine clipped to [-1, 1]."""
+        return _angle(self.cosine.value)
+
+    @property
+    def flag(self) -> str:
+        """``reliable`` or ``unreliable``: whether to trust `interval`."""
+        return "reliable" if self.reliable else "unreliable"
+
+    def align(self, **options: Any) -> Alignment:
+        """Alignment of the sample means, not debiased.
+
+        Parameters
+        ----------
+        **options
+            As for `DescentPair.align`.
+
+        Returns
+        -------
+        Alignment
+            Of `pair`.
+        """
+        return self.pair.align(**options)
+
+    def metric(self, **options: Any) -> Any:
+        """The metric for which the mean update is natural gradient descent of the mean gradient.
+
+        Parameters
+        ----------
+        **options
+            As for `steepest.metric`.
+
+        Returns
+        -------
+        Metric or dict
+            Of `pair`.
+
+        Raises
+        ------
+        NotDescentError
+            The sample means do not descend.
+        """
+        return self.pair.metric(**options)
+
+    def natural_form(self, alpha: Any = "optimal") -> ShiftedMetric:
+        """The operator of eq (19'), ``(M + shift I) E[g] = -grad L`` with M the metric of `corrected`.
+
+        Then ``E[params_next] = params - lr (M + shift I)^{-1} grad L``, eq (20').
+
+        Parameters
+        ----------
+        alpha : float, 'optimal' or callable
+            Bulk eigenvalue of M, as for `steepest.metric`.
+
+        Returns
+        -------
+        ShiftedMetric
+            Symmetric positive definite.
+
+        Raises
+        ------
+        ValueError
+            Without loss changes; or M + shift I is not positive definite, which needs q >= 0 or
+            lr < 2 lambda_min(M) |E g|^2/|q|.
+        NotDescentError
+            The loss does not fall on average.
+
+        Notes
+        -----
+        Formulation (i) of section 8 (derived). Holds two vectors in float64.
+        """
+        if self.corrected is None:
+            raise ValueError(
+                "expected samples with loss_change and with a mean update that stands out from its noise, got "
+                f"loss_change = {self.loss_change.value}, |E update|^2 = {self.update_update.value:.6g}"
+            )
+        M = self.corrected.metric(alpha=alpha)
+        lowest = M.spectrum().values[0] + self.shift
+        if not lowest > 0.0:
+            raise ValueError(
+                f"M + shift I is not positive definite: lambda_min(M) = {M.spectrum().values[0]:.6g}, shift = "
+                f"{self.shift:.6g}; expected q >= 0 or lr < 2 lambda_min(M) |E g|^2/|q|: lower the learning rate"
+            )
+        a = self.corrected.align()
+        y, g = (long_vector(x, "mean").flat() for x in (self.corrected._operand(0), self.corrected._operand(1)))
+        directions = np.stack([-y / a.grad_norm, g / a.update_norm])
+        along = a.rho / a.cosine  # |y|^2/(y.g)
+        bulk = float(M.alpha) if self.size > 1 else along
+        return ShiftedMetric(bulk, self.shift, lowest, directions, np.array([along, -bulk]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, as plain Python values.
+
+        Returns
+        -------
+        dict
+            Field name -> value; an `Estimate` becomes two entries, the second with ``_se`` behind the name.
+        """
+        found: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, Estimate):
+                found |= {name: value.value, f"{name}_se": value.standard_error}
+            elif isinstance(value, tuple):
+                found[name] = list(value)
+            elif not isinstance(value, DescentPair | None):
+                found[name] = value
+        return found | {"angle": self.angle}
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return (
+            f"StochasticPair({self.status!r}, {self.n_samples} samples, n={self.size}, cosine={self.cosine.value:.6g} "
+            f"[{low:.6g}, {high:.6g}] {self.flag}, z={self.z:.3g}, p_value={self.p_value:.3g})"
+        )
+
+
+def stochastic(
+    grad: Any,
+    update: Any,
+    *,
+    loss_change: Any = None,
+    lr: float = 1.0,
+    full_gradient: Any = None,
+) -> StochasticPair:
+    """Pair of the means of a stochastic rule, with the inner products freed from the bias of sampling noise.
+
+    Parameters
+    ----------
+    grad : array or mapping name -> array, or None
+        N independent samples of +dL/dtheta at ONE point, first axis = sample; float64, float32, float16 or bfloat16. A
+        mapping is ONE vector. Not read if `full_gradient` is given.
+    update : array or mapping name -> array
+        params_next - params of the same samples, same shape.
+    loss_change : array_like of shape (N,), optional
+        dL of each sample, of the loss whose gradient is sought (not of its batch).
+    lr : float
+        Learning rate: g = update/lr.
+    full_gradient : array or mapping, optional
+        The gradient without noise, without the first axis: only the update is noisy then.
+
+    Returns
+    -------
+    StochasticPair
+        Estimates, tests, and the pairs of the means.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 2 samples, shapes or names that differ, a learning rate that is not positive.
+    TypeError
+        An unsupported dtype or type.
+
+    Notes
+    -----
+    Section 8 (derived). For samples a_i, b_i the U statistic ``(sum_i sum_j a_i.b_j - sum_i a_i.b_i)/(N (N-1))`` is an
+    unbiased estimate of E[a].E[b]; the inner product of the means is biased by tr Cov(a, b)/N. Its standard error is
+    std_i(a_i.bbar + b_i.abar)/sqrt(N). The cosine is U_yg/sqrt(U_yy U_gg), with a jackknife standard error that is
+    undefined if one of its N values is. It is flagged `reliable` where |E y|^2 >= 2 tr Cov(y)/N, |E g|^2 >= 2 tr
+    Cov(g)/N, N >= 50 and the angle is 30 to 85 degrees, and where there is no noise in the angle at all.
+
+    All sums and the N leave-one-out values need only the rows sums and the diagonals of the Gram matrix of the samples:
+    one pass over the samples, O(N n), in float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from steepest.pairs.stochastic import stochastic
+    >>> rng = np.random.default_rng(0)
+    >>> grad = [3.0, 4.0] + rng.standard_normal((100, 2))
+    >>> update = [-3.0, -1.0] + rng.standard_normal((100, 2))
+    >>> found = stochastic(grad, update)
+    >>> found.flag, bool(found.p_value < 1e-6), bool(abs(np.degrees(found.angle) - 34.695) < 5)
+    ('reliable', True, True)
+    """
+    if not 0.0 < lr < math.inf:
+        raise ValueError(f"expected a positive, finite lr, got {lr!r}")
+    g = Samples.of(update, "update", None)
+    if full_gradient is None:
+        if grad is None:
+            raise ValueError("expected samples of grad, or full_gradient; got None for both")
+        y: Samples | LongVector = Samples.of(grad, "grad", g)
+    else:
+        y = ordered(full_gradient, "full_gradient", g.layout)
+        if y.layout != g.layout:
+            raise ValueError(f"expected full_gradient to be {g.layout} as each update, got {y.layout}")
+    changes = None if loss_change is None else _changes(loss_change, g.n)
+    with np.errstate(over="ignore", invalid="ignore"):
+        s = sample_sums(y, g)
+    nan, none = math.nan, Estimate(math.nan, math.nan)
+    finite = all(math.isfinite(x.value) for x in (s.yy, s.yg, s.gg)) and (
+        changes is None or bool(np.isfinite(changes).all())
+    )
+    yy, yg, gg = (x.estimate if finite else none for x in (s.yy, s.yg, s.gg))
+    defined = finite and yy.value > 0.0 and gg.value > 0.0
+    cosine, margin = _cosine(s) if defined else (none, nan)
+    dtype = max(y.coarsest, g.coarsest, key=EPSILON.__getitem__)
+    reasons = _reasons(s, cosine, EPSILON[dtype]) if defined else ("the cosine is undefined",)
+    z = _ratio(-yg.value, yg.standard_error)
+
+    change, curvature, c = none, none, nan
+    if changes is not None and finite:
+        mean = math.fsum(changes) / g.n
+        change = Estimate(mean, standard_error(changes))
+        factor = 2.0 / lr**2
+        curvature = Estimate(factor * (mean - yg.value), factor * standard_error(changes - s.yg.influence))
+        c = (mean - yg.value) / gg.value if gg.value > 0.0 else nan
+    pair, corrected = _pairs(y, g, s, grad if full_gradient is None else full_gradient, update, lr, c, change.value)
+    return StochasticPair(
+        status="ok" if defined else "undefined" if finite else "nonfinite",
+        n_samples=g.n,
+        size=g.layout.size,
+        lr=float(lr),
+        grad_update=yg,
+        grad_grad=yy,
+        update_update=gg,
+        grad_noise=s.y_noise if finite else nan,
+        update_noise=s.g_noise if finite else nan,
+        cosine=cosine,
+        interval=(cosine.value - margin, cosine.value + margin),
+        reliable=not reasons,
+        reasons=reasons,
+        z=z,
+        p_value=float(ndtr(-z)),
+        loss_change=change,
+        loss_p_value=float(stdtr(g.n - 1, _ratio(change.value, change.standard_error))),
+        curvature=curvature,
+        shift=lr * c,
+        pair=pair,
+        corrected=corrected,
+    )
+
+
+def _ratio(value: float, error: float) -> float:
+    if error == 0.0 and value != 0.0:
+        return math.copysign(math.inf, value)
+    return value / error if error else math.nan
+
+
+def _cosine(s: Sums) -> tuple[Estimate, float]:
+    """Debiased cosine with its jackknife error, and half the width of the interval."""
+    value = -s.yg.value / math.sqrt(s.yy.value) / math.sqrt(s.gg.value)
+    error = math.nan
+    if (s.yy.left_out > 0.0).all() and (s.gg.left_out > 0.0).all():  # else, or with N = 2, NaN
+        left = -s.yg.left_out / np.sqrt(s.yy.left_out) / np.sqrt(s.gg.left_out)
+        error = math.sqrt((s.n - 1) / s.n * float(np.square(left - left.mean()).sum()))
+    return Estimate(value, error), float(stdtrit(s.n - 1, 0.5 + LEVEL / 2)) * error
+
+
+def _reasons(s: Sums, cosine: Estimate, eps: float) -> tuple[str, ...]:
+    """Why the interval is not to be trusted."""
+    # Rounding of the samples to their type is no noise; nor are the sums of squares better than 1e-14.
+    rounding = eps**2 + 1e-14
+    quiet = s.y_noise <= rounding * s.yy.value and s.g_noise <= rounding * s.gg.value
+    if quiet or s.sine_squared <= rounding:
+        return ()
+    found = []
+    if not math.isfinite(cosine.standard_error):
+        found.append("the jackknife is undefined: without one of the samples a squared norm is not positive")
+    if s.n < MIN_SAMPLES:
+        found.append(f"{s.n} samples, fewer than {MIN_SAMPLES}")
+    for name, squared, noise in (("grad", s.yy.value, s.y_noise), ("update", s.gg.value, s.g_noise)):
+        if squared < 2.0 * noise:
+            found.append(f"|E {name}|^2 = {squared:.3g} is less than twice its noise tr Cov/N = {noise:.3g}")
+    degrees = math.degrees(_angle(cosine.value))
+    if not MIN_ANGLE <= degrees <= MAX_ANGLE:
+        found.append(f"the angle of {degrees:.3g} degrees is not between {MIN_ANGLE:g} and {MAX_ANGLE:g}")
+    return tuple(found)
+
+
+def _angle(cosine: float) -> float:
+    return math.acos(min(1.0, max(-1.0, cosine))) if math.isfinite(cosine) else math.nan
+
+
+def _changes(x: Any, n: int) -> Array:
+    vector = long_vector(x, "loss_change")
+    if vector.layout.names is not None or vector.layout.shapes[0] != (n,):
+        raise ValueError(f"expected loss_change of shape ({n},), one for each sample, got {vector.layout}")
+    return vector.flat()
+
+
+def _pairs(
+    y: Samples | LongVector, g: Samples, s: Sums, grad: Any, update: Any, lr: float, c: float, change: float
+) -> tuple[DescentPair, DescentPair | None]:
+    """The pair of the means, and the one corrected by c times the mean update."""
+    means = [LongVector(list(x), g.layout, ("float64",) * len(x)) for x in (s.y_mean, s.g_mean)]
+    if not isinstance(y, Samples):
+        means[0] = y
+    vectors = (means[0], means[1])
+    templates = (
+        _first(grad, g.layout) if isinstance(y, Samples) else _named(grad, g.layout),
+        _first(update, g.layout),
+    )
+    one, zero, scale = Fraction(1), Fraction(0), 1 / Fraction(lr)
+    gram = rational_gram(vectors)
+    dtype = max(y.coarsest, g.coarsest, key=EPSILON.__getitem__)
+    common: dict[str, Any] = {
+        "names": ("full_grad" if y is means[0] else "mean_grad", "mean_update"),
+        "vectors": vectors,
+        "templates": templates,
+        "dtype": dtype,
+        "psi_floor": EPSILON[dtype],
+        "gram": gram,
+    }
+    pair = DescentPair(method="stochastic", rows=((one, zero), (zero, scale)), **common)
+    if not (math.isfinite(c) and gram.finite):
+        return pair, None
+    row, unit = (one, Fraction(c)), (zero, one)
+    squared = gram.product(row, row)
+    share = math.sqrt(float(Fraction(c) ** 2 * gram.product(unit, unit) / squared)) if squared > 0 else 0.0
+    return pair, DescentPair(
+        method="stochastic-corrected",
+        rows=(row, (zero, scale)),
+        correction_share=share,
+        loss_change=change,
+        defect=float(gram.product(row, unit) - Fraction(change)),
+        **common,
+    )
+
+
+def _named(x: Any, layout: Layout) -> Any:
+    return template_of({name: x[name] for name in layout.names} if layout.names is not None else x)
+
+
+def _first(x: Any, layout: Layout) -> Any:
+    """The first sample, in the library of the user."""
+    x = _named(x, layout)
+    if isinstance(x, Mapping):
+        return {name: _first_of(value) for name, value in x.items()}
+    return _first_of(x)
+
+
+def _first_of(x: Any) -> Any:
+    x = np.asarray(x) if isinstance(x, list | tuple) else x
+    return x[0, ...]
