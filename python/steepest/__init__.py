@@ -24,6 +24,7 @@ from steepest.alignment import Alignment
 from steepest.analysis import Analysis, RunAnalysis, analyze
 from steepest.distance import Distance, distance
 from steepest.errors import NotDescentError
+from steepest.gradient_estimate import GradientEstimate, estimate_gradient
 from steepest.identify import Identification, identify
 from steepest.metric import CanonicalForm, Metric, Spectrum, align, canonical_form, metric
 from steepest.recorder import Recorder
@@ -34,6 +35,7 @@ __all__ = [
     "Analysis",
     "CanonicalForm",
     "Distance",
+    "GradientEstimate",
     "Identification",
     "Metric",
     "NotDescentError",
@@ -47,6 +49,7 @@ __all__ = [
     "build_config",
     "canonical_form",
     "distance",
+    "estimate_gradient",
     "get_num_threads",
     "identify",
     "metric",

@@ -6,9 +6,12 @@ gradient descent exactly, for any learning rate.
 
 from __future__ import annotations
 
+from steepest.pairs import energies
 from steepest.pairs.continuous import continuous
 from steepest.pairs.descent_pair import DescentPair
 from steepest.pairs.discrete import discrete
+from steepest.pairs.state_extended import state_extended, state_extended_step
+from steepest.pairs.stochastic import StochasticPair, stochastic
 from steepest.pairs.time_extended import ChangeSplit, TimeExtended, split_change, time_extended
 from steepest.pairs.windowed import EffectiveWindow, smallest_effective_window, windowed
 
@@ -16,11 +19,16 @@ __all__ = [
     "ChangeSplit",
     "DescentPair",
     "EffectiveWindow",
+    "StochasticPair",
     "TimeExtended",
     "continuous",
     "discrete",
+    "energies",
     "smallest_effective_window",
     "split_change",
+    "state_extended",
+    "state_extended_step",
+    "stochastic",
     "time_extended",
     "windowed",
 ]
