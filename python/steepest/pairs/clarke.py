@@ -347,10 +347,11 @@ def _least_norm(square: list[list[Fraction]], c: list[Fraction]) -> Row:
         target = _stationary_point(gram, rhs, active)
         while target is not None and len(active) > 1 and min(target[active]) <= 0:
             # As far as the weights stay nonnegative; the pieces that stop the way leave.
-            step = min(Fraction(w[i], w[i] - target[i]) for i in active if target[i] <= 0 and w[i] > target[i])
+            change = target - w
+            step = min(Fraction(w[i], -change[i]) for i in active if target[i] <= 0 and change[i] < 0)
             for i in active:
-                w[i] += int(step * (target[i] - w[i]))
-            gone = min(active, key=lambda i: (w[i], target[i]))
+                w[i] += int(step * change[i])
+            gone = min(active, key=lambda i: (w[i], change[i]))
             active = [i for i in active if i != gone and w[i] > 0]
             w[[i for i in range(k) if i not in active]] = 0
             target = _stationary_point(gram, rhs, active)
