@@ -71,6 +71,15 @@ def test_nearly_opposite_and_nearly_equal_pieces() -> None:
     assert pair.min_norm_error < 1e-14
 
 
+def test_a_hull_that_passes_zero_at_a_distance_of_1e_minus_9() -> None:
+    """The third piece lowers the distance by multipliers of 1e-18: beyond what double precision sees."""
+    v = np.array([[1.0, 1e-9], [-1.0, 1e-9], [0.3, 5e-10]])
+    pair = clarke(v, np.array([0.0, -1.0]))
+    height = 5e-10 + 5e-10 * 0.3 / 1.3  # of the segment from the second piece to the third, above zero
+    assert pair.min_norm == pytest.approx(height, rel=1e-12)
+    assert pair.weights == pytest.approx([0.0, 0.3 / 1.3, 1.0 / 1.3], rel=1e-9)
+
+
 @pytest.mark.parametrize("scale", [1e-150, 1.0, 1e150])
 def test_scale_of_the_pieces_does_not_matter(scale: float) -> None:
     v, g = np.array([[2.0, 1.0], [-1.0, 1.0], [0.5, 3.0]]), np.array([0.3, -1.0])

@@ -228,7 +228,8 @@ def natural_form(
         u, v = np.random.default_rng(rng).standard_normal((2, n))
         hu, hv = hessian(u), hessian(v)
         asymmetry = abs(float(u @ hv - v @ hu))
-        if not asymmetry <= 1e-3 * float(np.linalg.norm(hu) * np.linalg.norm(v)):
+        # |H - H^T| against |H|, both in the Frobenius norm, in expectation
+        if not asymmetry <= 1e-2 * float(np.linalg.norm(hu)):
             raise ValueError(
                 f"expected a symmetric H, got u.Hv and v.Hu that differ by {asymmetry:.3g} for random u, v"
             )
