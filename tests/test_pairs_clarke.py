@@ -73,11 +73,11 @@ def test_nearly_opposite_and_nearly_equal_pieces() -> None:
 
 def test_a_hull_that_passes_zero_at_a_distance_of_1e_minus_9() -> None:
     """The third piece lowers the distance by multipliers of 1e-18: beyond what double precision sees."""
-    v = np.array([[1.0, 1e-9], [-1.0, 1e-9], [0.3, 5e-10]])
+    v = np.array([[1.0, 1e-9], [-1.0, 1e-9], [3.0, 5e-10]])
     pair = clarke(v, np.array([0.0, -1.0]))
-    height = 5e-10 + 5e-10 * 0.3 / 1.3  # of the segment from the second piece to the third, above zero
+    height = 0.75 * 1e-9 + 0.25 * 5e-10  # of the segment from the second piece to the third, above zero
     assert pair.min_norm == pytest.approx(height, rel=1e-12)
-    assert pair.weights == pytest.approx([0.0, 0.3 / 1.3, 1.0 / 1.3], rel=1e-9)
+    assert pair.weights == pytest.approx([0.0, 0.75, 0.25], rel=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1e-150, 1.0, 1e150])
