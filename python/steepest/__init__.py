@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
         )
     raise
 
-from steepest import pairs, plot, spectral
+from steepest import pairs, plot, spectral, stability
 from steepest.alignment import Alignment
 from steepest.analysis import Analysis, RunAnalysis, analyze
 from steepest.distance import Distance, distance
@@ -58,6 +58,7 @@ __all__ = [
     "recording",
     "set_num_threads",
     "spectral",
+    "stability",
 ]
 
 __version__: str = _core.build_config()["version"]

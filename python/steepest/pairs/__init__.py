@@ -7,6 +7,7 @@ gradient descent exactly, for any learning rate.
 from __future__ import annotations
 
 from steepest.pairs import energies
+from steepest.pairs.clarke import ClarkePair, clarke
 from steepest.pairs.continuous import continuous
 from steepest.pairs.descent_pair import DescentPair
 from steepest.pairs.discrete import discrete
@@ -17,10 +18,12 @@ from steepest.pairs.windowed import EffectiveWindow, smallest_effective_window, 
 
 __all__ = [
     "ChangeSplit",
+    "ClarkePair",
     "DescentPair",
     "EffectiveWindow",
     "StochasticPair",
     "TimeExtended",
+    "clarke",
     "continuous",
     "discrete",
     "energies",
