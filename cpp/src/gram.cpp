@@ -6,6 +6,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "steepest/exact_sum.hpp"
 #include "tiles.hpp"
@@ -366,18 +367,26 @@ Gram weighted_gram(const Vector& y, const Vector& g, const Vector& d, Precision 
     return result;
 }
 
-Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, const Accuracy& accuracy) {
-    Gram result;
+namespace {
+
+// The Gram matrix of a first pass, or one of the more exact passes that settles the angle, or the most exact.
+Gram settled(const Vector& y, const Vector& g, const Vector* base, Gram found, const Accuracy& accuracy) {
     double sign_flips = 0.0;
-    for (const Precision precision : {Precision::fast, Precision::compensated, Precision::exact}) {
-        if (base != nullptr && precision == Precision::fast) continue;
-        result = base == nullptr ? gram({&y, &g}, precision) : weighted_gram(y, g, *base, precision);
-        if (has_no_angle(result)) return result;
-        if (result.squared_products > 0.0) sign_flips = sign_flip_variance(result);
-        result.sign_flip_variance = sign_flips;
-        if (settles_angle(result, accuracy)) return result;
+    for (;;) {
+        if (has_no_angle(found)) return found;
+        if (found.squared_products > 0.0) sign_flips = sign_flip_variance(found);
+        found.sign_flip_variance = sign_flips;
+        if (settles_angle(found, accuracy) || found.precision == Precision::exact) return found;
+        const Precision next = found.precision == Precision::fast ? Precision::compensated : Precision::exact;
+        found = base == nullptr ? gram({&y, &g}, next) : weighted_gram(y, g, *base, next);
     }
-    return result;
+}
+
+}  // namespace
+
+Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, const Accuracy& accuracy) {
+    Gram first = base == nullptr ? gram({&y, &g}, Precision::fast) : weighted_gram(y, g, *base, Precision::compensated);
+    return settled(y, g, base, std::move(first), accuracy);
 }
 
 std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const std::vector<Accuracy>& accuracies) {
@@ -392,12 +401,8 @@ std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const st
     const auto add = [&](const Vector& y_part, const Vector& g_part, index_t begin, index_t end,
                          const Accuracy& accuracy) {
         Gram fast = assemble(fast_sums(blocks, begin, end), {{&y_part, 0}, {&g_part, 0}}, Precision::fast);
-        if (in_range(fast) && settles_angle(fast, accuracy)) {
-            fast.sign_flip_variance = sign_flip_variance(fast);
-            found.push_back(std::move(fast));
-        } else {
-            found.push_back(angle_gram(y_part, g_part, nullptr, accuracy));
-        }
+        if (!in_range(fast)) fast = gram({&y_part, &g_part}, Precision::fast);
+        found.push_back(settled(y_part, g_part, nullptr, std::move(fast), accuracy));
     };
     add(y, g, 0, blocks.partition.size(), accuracies[0]);
     for (std::size_t s = 0; s < n_segments; ++s) {

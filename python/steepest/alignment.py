@@ -445,12 +445,32 @@ def status_of(p: PairProducts) -> Status:
     str
         See `Alignment.status`.
     """
-    if not p.finite:
+    return status_of_products(p.finite, p.yy, p.gg, p.yg, p.yg_bound)
+
+
+def status_of_products(finite: bool, yy: float, gg: float, yg: float, yg_bound: float, yg_lo: float = 0.0) -> Status:
+    """`status_of` from the numbers themselves.
+
+    Parameters
+    ----------
+    finite : bool
+        False if a vector holds NaN or Inf.
+    yy, gg : float
+        grad.grad, update.update.
+    yg, yg_bound, yg_lo : float
+        grad.update is within `yg_bound` of ``yg + yg_lo``.
+
+    Returns
+    -------
+    str
+        See `Alignment.status`.
+    """
+    if not finite:
         return "nonfinite"
-    if p.yy == 0.0:
+    if yy == 0.0:
         return "zero_grad"
-    if p.gg == 0.0:
+    if gg == 0.0:
         return "zero_update"
-    if -p.yg > p.yg_bound:
-        return "ok"
-    return "ascent" if p.yg > p.yg_bound or p.yg == p.yg_bound == 0.0 else "undecided"
+    if abs(yg) - yg_bound + math.copysign(1.0, yg) * yg_lo > 0.0:
+        return "ok" if yg < 0.0 else "ascent"
+    return "ascent" if yg == yg_bound == 0.0 else "undecided"

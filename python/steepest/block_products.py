@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest import _core
-from steepest.alignment import Status
+from steepest.alignment import Status, status_of_products
 from steepest.row_format import STATUS_CODE
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "statuses_of",
     "sum_of_lags",
     "sum_of_pairs",
+    "sum_of_products",
 ]
 
 NAN = math.nan
@@ -237,9 +238,9 @@ def sum_of_pairs(pairs: Sequence[Pair], tolerance: float) -> Pair | None:
     y_exponent = max((p.y_exponent for p in pairs if p.yy > 0.0), default=0)
     g_exponent = max((p.g_exponent for p in pairs if p.gg > 0.0), default=0)
     exponent = y_exponent + g_exponent
-    yy = _sum([Product(p.yy, p.yy_lo, p.yy_bound, 2 * p.y_exponent) for p in pairs], 2 * y_exponent)
-    yg = _sum([Product(p.yg, p.yg_lo, p.yg_bound, p.y_exponent + p.g_exponent) for p in pairs], exponent)
-    gg = _sum([Product(p.gg, p.gg_lo, p.gg_bound, 2 * p.g_exponent) for p in pairs], 2 * g_exponent)
+    yy = sum_of_products([Product(p.yy, p.yy_lo, p.yy_bound, 2 * p.y_exponent) for p in pairs], 2 * y_exponent)
+    yg = sum_of_products([Product(p.yg, p.yg_lo, p.yg_bound, p.y_exponent + p.g_exponent) for p in pairs], exponent)
+    gg = sum_of_products([Product(p.gg, p.gg_lo, p.gg_bound, 2 * p.g_exponent) for p in pairs], 2 * g_exponent)
     careful = all(p.careful for p in pairs)
     cosine = sine = variance = NAN
     if yy.hi > 0.0 and gg.hi > 0.0:
@@ -275,14 +276,30 @@ def sum_of_lags(lags: Sequence[LagProducts]) -> LagProducts:
         Of all.
     """
     yy, yg, gy, gg = (
-        _sum(products, max((p.exponent for p in products if p.hi or p.bound), default=0))
+        sum_of_products(products, max((p.exponent for p in products if p.hi or p.bound), default=0))
         for products in zip(*lags, strict=True)
     )
     return yy, yg, gy, gg
 
 
-def _sum(products: Sequence[Product], exponent: int) -> Product:
-    """In units of ``2**exponent``."""
+def sum_of_products(products: Sequence[Product], exponent: int) -> Product:
+    """The inner product of whole vectors from those of their blocks.
+
+    Parameters
+    ----------
+    products : sequence of Product
+        Of the blocks.
+    exponent : int
+        Of the sum.
+
+    Returns
+    -------
+    Product
+        In units of ``2**exponent``: hi and lo rounded once each, whatever the order, and a bound that covers it. NaN
+        where a block is missing or not finite.
+    """
+    if not all(math.isfinite(x) for p in products for x in p[:3]):
+        return Product(NAN, NAN, NAN, exponent)
     shifted = any(p.exponent != exponent for p in products if p.hi or p.bound)
     if shifted:
         products = [_shifted(p, p.exponent - exponent) for p in products]
@@ -359,15 +376,7 @@ def status_of(y: bool, g: bool, p: Pair) -> Status:
         return "no_update"
     if not y:
         return "no_gradient"
-    if not p.finite:
-        return "nonfinite"
-    if p.yy == 0.0 or p.gg == 0.0:
-        return "zero_grad" if p.yy == 0.0 else "zero_update"
-    if p.yg_bound == 0.0 and p.yg == 0.0:
-        return "ascent"
-    if abs(p.yg) - p.yg_bound + math.copysign(1.0, p.yg) * p.yg_lo > 0.0:
-        return "ok" if p.yg < 0.0 else "ascent"
-    return "undecided"
+    return status_of_products(p.finite, p.yy, p.gg, p.yg, p.yg_bound, p.yg_lo)
 
 
 def statuses_of(products: NDArray[np.float64]) -> NDArray[np.int8]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from steepest import jax_gram
 from steepest.arrays import EPSILON, FLOAT_NAMES
-from steepest.block_products import MISSING, LagProducts, normalized
+from steepest.block_products import MISSING, LagProducts, Product, normalized, sum_of_products
+from steepest.rounding_floor import angle_floor
 from steepest.step_rows import Triple, scalar_row
 
 __all__ = ["Products", "lag_products", "whole"]
@@ -52,7 +53,7 @@ class Products(NamedTuple):
         scalar_row(
             row, step, block, self.dtype, self.yy, self.yg, self.gg,
             y_exponent=self.y_exponent, g_exponent=self.g_exponent, loss=loss,
-            psi_floor=math.atan2(self.spacing / math.sqrt(12.0), update_norm),
+            psi_floor=angle_floor(self.spacing, update_norm),
             sign_flip_variance=self.flip / yy / gg if yy > 0.0 and gg > 0.0 else math.nan,
             lags=(lag,),
         )  # fmt: skip
@@ -94,18 +95,8 @@ def whole(parts: Sequence[Products]) -> Products:
 
 def _sum(terms: Sequence[Triple], shifts: Sequence[int]) -> Triple:
     """Sum of (hi, lo, bound), each times a power of two."""
-    if any(math.isnan(hi) for hi, _, _ in terms):
-        return math.nan, math.nan, math.nan
-    moved = [tuple(_scaled(x, k) for x in term) for term, k in zip(terms, shifts, strict=True)]
-    values = [x for hi, lo, _ in moved for x in (hi, lo)]
-    hi = math.fsum(values)
-    lo = math.fsum([*values, -hi])
-    bound = math.fsum(b for _, _, b in moved) * (1.0 + 1e-6) + abs(lo) * 2.0**-52
-    return (
-        hi,
-        lo,
-        bound + len(terms) * 2.0**-1073 * any(k < 0 for (h, _, b), k in zip(terms, shifts, strict=True) if h or b),
-    )
+    found = sum_of_products([Product(*term, shift) for term, shift in zip(terms, shifts, strict=True)], 0)
+    return found.hi, found.lo, found.bound
 
 
 def _scaled(x: float, k: int) -> float:

@@ -12,11 +12,46 @@ from numpy.typing import NDArray
 from steepest import _core
 from steepest.arrays import LongVector, widened
 
-__all__ = ["spacing_norms"]
+__all__ = ["angle_floor", "rounding_norm", "spacing_norms"]
 
 # Sums of squares within these limits have not lost anything that matters to the range of float64.
 _LEAST, _GREATEST = 1e-270, 1e300
 _PIECE = 1 << 16
+_ROOT_12 = math.sqrt(12.0)
+
+
+def rounding_norm(spacing: Any) -> Any:
+    """Norm of the rounding of a difference of parameters, an error of one spacing in each element, evenly distributed.
+
+    Parameters
+    ----------
+    spacing : float or ndarray
+        2-norm of the distances to the next number, `spacing_norms`.
+
+    Returns
+    -------
+    float or ndarray
+        ``spacing / sqrt(12)``.
+    """
+    return spacing / _ROOT_12
+
+
+def angle_floor(spacing: float, update_norm: float) -> float:
+    """The angle that rounding of the parameters makes by itself (theory, section 0, derived).
+
+    Parameters
+    ----------
+    spacing : float
+        As of `rounding_norm`.
+    update_norm : float
+        Of the difference.
+
+    Returns
+    -------
+    float
+        psi_floor in rad; NaN if one is unknown.
+    """
+    return math.atan2(rounding_norm(spacing), update_norm)
 
 
 def spacing_norms(params: LongVector, scale: Sequence[NDArray[np.float64]] | None = None) -> list[float]:

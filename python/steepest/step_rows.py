@@ -26,12 +26,12 @@ from steepest.block_products import (
     sum_of_lags,
     sum_of_pairs,
 )
+from steepest.rounding_floor import angle_floor, rounding_norm
 from steepest.row_format import DTYPE_CODE, NAN, STATUS_CODE
 
 __all__ = ["StepData", "coarsest_of_blocks", "difference", "fill_skipped", "fill_step", "ordered", "scalar_row"]
 
 Triple = tuple[float, float, float]
-_ROOT_12 = math.sqrt(12.0)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def fill_step(
         dtypes, spacings = [coarsest, *dtypes], [math.hypot(*spacings), *spacings]
     tolerances = [0.0 if lag or not dtype else angle_tolerance(dtype) for dtype in dtypes]
     # Below the rounding floor an angle means nothing: no second pass over the vectors of plain gradient descent for it.
-    roundings = [0.0 if lag or math.isnan(spacing) else spacing / _ROOT_12 for spacing in spacings]
+    roundings = [0.0 if lag or math.isnan(spacing) else rounding_norm(spacing) for spacing in spacings]
     if n_arrays > 1 and not lag and y is not None and g is not None and data.base is None:
         products = _core.segment_angle_grams(y.segments, g.segments, tolerances, [r * r for r in roundings])
         _fill_at_once(rows, number, data, products, dtypes, spacings, resumed)
@@ -121,7 +121,7 @@ def fill_step(
     present = y is not None, g is not None
     table = []
     for block, p in enumerate(pairs):
-        floor = math.atan2(spacings[block] / _ROOT_12, scaled(math.sqrt(p.gg), p.g_exponent))
+        floor = angle_floor(spacings[block], scaled(math.sqrt(p.gg), p.g_exponent))
         table.append((
             number, STATUS_CODE[status_of(*present, p)], resumed, DTYPE_CODE.get(dtypes[block], -1), block,
             data.time, data.loss, *p[:14], floor, data.decay_share, b"", *_lag_fields(lags[block]),
@@ -149,7 +149,7 @@ def _fill_at_once(
         rows[name] = values
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.ldexp(np.sqrt(products[:, 2]), products[:, 10].astype(np.int32))
-        rows["psi_floor"] = np.arctan2(np.array(spacings) / _ROOT_12, norms)
+        rows["psi_floor"] = np.arctan2(rounding_norm(np.array(spacings)), norms)
 
 
 def _lags(

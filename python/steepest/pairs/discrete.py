@@ -15,6 +15,7 @@ from steepest.alignment import matched_pair
 from steepest.arrays import EPSILON, LongVector, long_vector, template_of, to_user, widened
 from steepest.pairs.descent_pair import DescentPair, RationalGram, coarsest, rational_gram
 from steepest.pairs.taylor import LIMIT, taylor_points
+from steepest.rounding_floor import angle_floor
 
 __all__ = ["discrete"]
 
@@ -461,7 +462,7 @@ class _Step:
                 # The larger ulp of the two: parameters that start at zero are rounded where they arrive.
                 ulps.append(_norm(np.maximum(_spacing(a, start_dtype), _spacing(b, end_dtype))))
                 moves.append(_norm(move))
-        return math.atan2(math.hypot(*ulps) / math.sqrt(12.0), math.hypot(*moves))
+        return angle_floor(math.hypot(*ulps), math.hypot(*moves))
 
 
 def _spacing(segment: Any, dtype: str) -> Flat:

@@ -129,7 +129,7 @@ def report(analysis: Analysis, path: str | os.PathLike[str], *, title: str | Non
     )  # fmt: skip
     environment.filters.update(degrees=degrees, share=share, number=number, prediction=prediction)
     template = environment.get_template("report.html")
-    identified: Mapping[str, Iterable[Identification]] = getattr(analysis, "identified", None) or {}
+    identified: Mapping[str, Iterable[Identification]] = analysis.identified
     known = {name: facts(run) for name, run in runs.items()}
     page = ""
     for max_points, block_figures in _ATTEMPTS:
@@ -245,11 +245,10 @@ def _made(run: RunAnalysis) -> dict[str, str]:
         "recorded": "every step" if info.every == 1 else f"every {info.every}th step",
         "earlier steps kept for products": str(info.lag),
     }
-    if getattr(info, "scaled", False):
+    if info.scaled:
         made["units"] = "scaled, as given to the recorder"
-    dtypes = getattr(run, "dtypes", None)
-    if dtypes:
-        made["numbers"] = ", ".join(dtypes)
+    if run.dtypes:
+        made["numbers"] = ", ".join(run.dtypes)
     resumed = int(np.nansum(np.asarray(run["resumed"], dtype=np.float64)))
     if resumed:
         made["resumed"] = f"{resumed} time{'s' * (resumed != 1)}"

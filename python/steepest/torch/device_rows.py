@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from steepest.arrays import EPSILON, FLOAT_NAMES
 from steepest.block_products import MISSING, LagProducts, Product, normalized
+from steepest.rounding_floor import angle_floor
 from steepest.row_format import NAN
 from steepest.step_rows import scalar_row
 from steepest.torch.gram import BlockGram, PendingGram, block_gram, combined
@@ -162,7 +163,7 @@ def fill_rows(rows: NDArray[np.void], one: DeviceStep, lag: int) -> None:
         units = [0, 0] if gram is None else [product.exponent(key) for key in (Y, G)]
         if gram is not None and gg is not None and gg.hi >= 0.0:
             update_norm = math.ldexp(math.sqrt(gg.hi), units[1])
-            floor = math.atan2(gram.spacing / math.sqrt(12.0), update_norm)
+            floor = angle_floor(gram.spacing, update_norm)
             if yy is not None and yy.hi > 0.0 and gg.hi > 0.0:
                 variance = gram.square / yy.hi / gg.hi
         lags: list[LagProducts | None] = [

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from steepest.block_products import Product, sum_of_products
+
 __all__ = ["BlockGram", "PendingGram", "block_gram", "combined"]
 
 _ROW = 1024  # every array is padded with zeros to a multiple
@@ -125,19 +127,9 @@ def combined(grams: Sequence[BlockGram], pairs: Sequence[tuple[int, int]]) -> Bl
     units = [max((g.exponents[v] for g in grams if g.products[square_of[v]][0] > 0.0), default=0) for v in vectors]
     products = []
     for i, (a, b) in enumerate(pairs):
-        shifts = [g.exponents[a] + g.exponents[b] - units[a] - units[b] for g in grams]
-        parts = [
-            [math.ldexp(x, shift) for x in g.products[i]] if g.products[i][0] or g.products[i][2] else [0.0] * 3
-            for g, shift in zip(grams, shifts, strict=True)
-        ]
-        if not all(math.isfinite(x) for part in parts for x in part):
-            products.append((math.nan, math.nan, math.nan))
-            continue
-        terms = [x for part in parts for x in part[:2]]
-        hi = math.fsum(terms)
-        bound = math.fsum([part[2] for part in parts]) * (1.0 + 2.0**-50) + abs(hi) * 2.0**-105
-        bound += len(grams) * 2.0**-1073 * any(shifts)
-        products.append((hi, math.fsum([*terms, -hi]), bound))
+        parts = [Product(*g.products[i], g.exponents[a] + g.exponents[b]) for g in grams]
+        found = sum_of_products(parts, units[a] + units[b])
+        products.append((found.hi, found.lo, found.bound))
     own = pairs[min(1, len(pairs) - 1)]
     square = [math.ldexp(g.square, 2 * sum(g.exponents[v] - units[v] for v in own)) if g.square else 0.0 for g in grams]
     return BlockGram(products, units, sum(square), math.hypot(*(g.spacing for g in grams)))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from steepest.arrays import long_vector
 from steepest.recorder import Recorder
 from steepest.recording import Recording
-from steepest.rounding_floor import spacing_norms
+from steepest.rounding_floor import angle_floor, spacing_norms
 from steepest.row_format import NAN, NOTE_BYTES, STATUS_CODE, row_dtype
 from steepest.torch.device_rows import DeviceRing, DeviceStep, fill_rows
 from steepest.torch.parameters import TrackedParameters
@@ -191,7 +191,7 @@ class StepWriter:
             params = dict(zip(self._tracked.names, (p.detach().cpu() for p in self._tracked.tensors), strict=True))
             spacings = spacing_norms(long_vector(params, "params"))
             for row, (spacing, norm) in enumerate(zip([math.hypot(*spacings), *spacings], norms, strict=True)):
-                rows["psi_floor"][row] = math.atan2(spacing / math.sqrt(12.0), norm)
+                rows["psi_floor"][row] = angle_floor(spacing, norm)
         rows["note"] = step.note.encode()[:NOTE_BYTES]
         if step.decay is not None:
             parts = step.decay.fetch()
