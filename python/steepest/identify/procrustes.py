@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from steepest.identify.row_factor import triangle
+
 __all__ = ["Procrustes", "spd_procrustes"]
 
 Array = NDArray[np.float64]
@@ -116,7 +118,7 @@ def spd_procrustes(
     (x, ex), (b, eb) = _unit(x), _unit(b)
     outside = 0.0
     if k > 2 * n:
-        r = np.linalg.qr(np.concatenate([x, b]).T, mode="r")
+        r = triangle(np.concatenate([x, b]).T)
         x, b, outside = r[:n, :n].T, r[:n, n:].T, float(np.sum(r[n:, n:] ** 2))
     u, s, vt = np.linalg.svd(x, full_matrices=True)
     rank = int(np.count_nonzero(s > max(n, k) * _EPS * s[0])) if k and s[0] > 0.0 else 0
@@ -188,7 +190,7 @@ def _projection(c: Array, weights: Array, s: Array, tolerance: float, limit: int
             multiplier = point.a - point.w
             trial = point
             w = point.a - multiplier / rho
-            for _ in range(burst):
+            for _ in range(min(burst, limit - iterations)):
                 values, q = np.linalg.eigh(w)
                 q = q[:, values > 0.0]
                 a = (q * values[values > 0.0]) @ q.T
@@ -199,7 +201,7 @@ def _projection(c: Array, weights: Array, s: Array, tolerance: float, limit: int
             a = (q * np.maximum(values, 0.0)) @ q.T
             trial = _Point(a - rho * (a - w), c, weights)
             iterations += 2
-            burst *= 2
+            burst = min(2 * burst, 64)
         point = trial
     return point.a, point.gap, iterations
 
@@ -211,7 +213,7 @@ def _newton_step(point: _Point, s: Array) -> Array:
     f = q.T @ point.f @ q
 
     def weigh(x: Array) -> Array:
-        t = s1 @ x @ s2
+        t: Array = s1 @ x @ s2
         return 0.5 * (t + t.T)
 
     positive = values > 0.0
