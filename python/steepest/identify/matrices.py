@@ -45,12 +45,13 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class MatrixEstimate:
-    """One matrix for each part."""
+    """A matrix for each part, in units of a power of two."""
 
     layout: Layout
     parts: list[Part]
     fits: list[MatrixFit]
     exponent: int
+    whole: bool  # one matrix over all arrays
 
     def metric(self, block: int, floor: float | None, symmetric: bool) -> BlockDenseMetric:
         begin, end = _range(self.layout, block)
@@ -66,7 +67,7 @@ class MatrixEstimate:
         return BlockDenseMetric(layout, matrices, eigen)
 
     def elements(self, block: int, symmetric: bool) -> Any:
-        if block > 0 or self.layout.names is None or len(self.parts) == 1:
+        if block > 0 or self.layout.names is None or self.whole:
             return self._matrices(block, symmetric)
         return {name: self._matrices(i + 1, symmetric) for i, name in enumerate(self.layout.names)}
 
@@ -227,7 +228,7 @@ def _fit(steps: Steps, split: int, progress: bool, family: str, parts: list[Part
     model = _Matrices(steps.layout, parts)
     found = fit_and_score(steps, split, progress, family, model)
     exponent = found.exponents[0] - found.exponents[1]
-    estimate = MatrixEstimate(steps.layout, parts, model.fits, exponent)
+    estimate = MatrixEstimate(steps.layout, parts, model.fits, exponent, family == "full")
     facts = [
         _facts(estimate._in(block), size, found.fitted_steps, math.ldexp(1.0, exponent), steps.layout.size)
         for block, size in enumerate(steps.sizes)
