@@ -1,6 +1,7 @@
 """SPD Procrustes against a conic solver, its optimality conditions, planted matrices; the streaming R factor."""
 
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -172,7 +173,7 @@ def test_infimum_that_is_not_attained():
 
 def test_one_parameter():
     x, b = np.array([[1.0, 2.0, 3.0]]), np.array([[2.0, 1.0, 5.0]])
-    assert spd_procrustes(x, b).A == pytest.approx(19.0 / 14.0)
+    assert spd_procrustes(x, b).A.item() == pytest.approx(19.0 / 14.0)
     uphill = spd_procrustes(x, -b)
     assert uphill.A == 0.0
     assert uphill.converged
@@ -230,7 +231,7 @@ def test_row_factor_keeps_every_residual(m, k):
     G, Y = rng.normal(size=(2, m, k))
     factor = RowFactor(m)
     cuts = [0, *sorted(rng.integers(0, k + 1, 4)), k]
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         factor.add(G[:, begin:end], Y[:, begin:end])
     assert factor.columns == k
     for (X, B, rest), (g, y) in ((factor.pair(), (G, Y)), (factor.swapped(), (Y, G)), (factor.pair(), (G, Y))):
