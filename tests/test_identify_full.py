@@ -268,7 +268,9 @@ def test_too_few_steps_are_said_and_filled_with_a_floor():
         np.testing.assert_allclose(metric @ updates[:6].T, M @ updates[:6].T, atol=1e-10)
         # The inverse, on what no step has moved, is that of the floor
         null = scipy.linalg.null_space(updates[:6])
-        np.testing.assert_allclose(np.linalg.inv(null.T @ metric.inv().to_dense() @ null), floor * np.eye(4), atol=1e-10)
+        np.testing.assert_allclose(
+            np.linalg.inv(null.T @ metric.inv().to_dense() @ null), floor * np.eye(4), atol=1e-10
+        )
     one = identify(grad=-updates[:2] @ M, update=updates[:2], family="full", holdout=0.5, rng=0)
     assert one["(all)"].status == "too_few_steps"
 

@@ -15,6 +15,8 @@ __all__ = ["Procrustes", "spd_procrustes"]
 Array = NDArray[np.float64]
 
 _EPS = float(np.finfo(np.float64).eps)
+_FORCING = 0.01  # relative residual of a Newton step, in the norm of its preconditioner
+_MOST_PRODUCTS = 200  # conjugate gradient steps of one
 
 
 @dataclass(frozen=True)
@@ -254,21 +256,25 @@ def _newton_step(point: _Point, s: Array) -> Array:
     odds = np.where(positive[:, None], down / up[:, None], (down / up[:, None]).T)  # 1/omega - 1
     free = positive | positive[:, None]
     d1, d2 = np.diag(s1), np.diag(s2)
-    diagonal = 0.5 * (np.outer(d1, d2) + np.outer(d2, d1)) + odds
-    u, r = np.zeros_like(f), np.where(free, -f, 0.0)
-    z = r / diagonal
-    p, rz = z, float(np.sum(r * z))
-    stop = 1e-2**2 * rz
-    for _ in range(200):
+    mask = free.astype(np.float64)
+    inverse = mask / (0.5 * (np.outer(d1, d2) + np.outer(d2, d1)) + odds)
+    u, r = np.zeros_like(f), -mask * f
+    z = r * inverse
+    p, rz = z.copy(), float(np.vdot(r, z))
+    stop = _FORCING**2 * rz
+    for _ in range(_MOST_PRODUCTS):
         if rz <= stop or rz == 0.0:
             break
-        ap = np.where(free, weigh(p) + odds * p, 0.0)
-        alpha = rz / float(np.sum(p * ap))
-        u = u + alpha * p
-        r = r - alpha * ap
-        z = r / diagonal
-        rz, old = float(np.sum(r * z)), rz
-        p = z + (rz / old) * p
+        ap = weigh(p)
+        ap += odds * p
+        ap *= mask
+        alpha = rz / float(np.vdot(p, ap))
+        u += alpha * p
+        r -= alpha * ap
+        z = r * inverse
+        rz, old = float(np.vdot(r, z)), rz
+        p *= rz / old
+        p += z
     v = np.where(free, u * (1.0 + odds), -f - weigh(u))
     step: Array = q @ v @ q.T
     return step
