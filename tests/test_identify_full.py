@@ -352,3 +352,14 @@ def test_sizes_that_are_too_large_are_refused():
         identify(grad=zeros, update=zeros, family="block-diagonal")
     with pytest.raises(TypeError, match="partition"):
         identify(grad=zeros, update=zeros, family="full", partition="units")
+
+
+def test_rounding_of_stored_vectors_is_not_taken_for_motion():
+    rng = np.random.default_rng(10)
+    M = spd(rng, 5)
+    updates = rng.normal(size=(60, 3)) @ rng.normal(size=(3, 5))  # three directions of five
+    grads = -updates @ M
+    for dtype in (np.float64, np.float32, np.float16):
+        found = identify(grad=grads.astype(dtype), update=updates.astype(dtype), family="full", rng=0)
+        assert found["(all)"].determined == 3 / 5
+        assert found["(all)"].r2 == pytest.approx(1.0, abs=1e-4)

@@ -146,6 +146,19 @@ def test_converged_is_not_said_of_an_unfinished_solution():
     assert full.converged
     assert not early.converged
     assert early.residual > full.residual * (1 + 1e-10)
+    assert early.residual - early.gap <= full.residual  # the gap is a bound, converged or not
+    assert full.gap <= 1e-10 * full.residual
+
+
+def test_directions_below_the_rank_tolerance_are_left_open():
+    rng = np.random.default_rng(4)
+    X, B = spread(rng, 6, 20, 1e5), rng.normal(size=(6, 20))
+    u, s, vt = np.linalg.svd(X, full_matrices=False)
+    found = spd_procrustes(X, B, rank_tolerance=3e-3)
+    assert found.rank == 3
+    kept = spd_procrustes((u[:, :3] * s[:3]) @ vt[:3], B)
+    np.testing.assert_allclose(found.A @ u[:, :3], kept.A @ u[:, :3], atol=1e-6 * np.abs(kept.A).max())
+    np.testing.assert_allclose(found.complement.T @ u[:, :3], 0.0, atol=1e-9)
 
 
 def test_what_is_unique_and_what_is_free_without_full_rank():
@@ -217,6 +230,7 @@ def test_many_columns_are_reduced_first():
         (np.ones(3), np.ones(3), {}, "one shape"),
         (np.full((2, 2), np.nan), np.ones((2, 2)), {}, "finite"),
         (np.ones((2, 2)), np.ones((2, 2)), {"tolerance": 0.0}, "tolerance"),
+        (np.ones((2, 2)), np.ones((2, 2)), {"rank_tolerance": 1.0}, "rank_tolerance"),
     ],
 )
 def test_wrong_arguments(X, B, options, message):

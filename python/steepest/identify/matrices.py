@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest.arrays import Layout
+from steepest.arrays import EPSILON, Layout
 from steepest.identify.fitted import BlockFacts, FitStatus, Fitted
 from steepest.identify.passes import ScaledStep, fit_and_score, require_vectors
 from steepest.identify.row_factor import RowFactor
@@ -94,8 +94,11 @@ class _Matrices:
         self.factors = [RowFactor(part.size) for part in parts]
         self.fits: list[MatrixFit] = []
         self._batch: list[tuple[Array, Array]] = []
+        self._precision = (0.0, 0.0)  # of g and of y
 
     def add(self, step: ScaledStep) -> None:
+        found = [EPSILON[x.coarsest] for x in (step.update, step.grad)]
+        self._precision = max(self._precision[0], found[0]), max(self._precision[1], found[1])
         self._batch.append(step.vectors())
         if len(self._batch) == _BATCH:
             self._hand_on()
@@ -103,7 +106,7 @@ class _Matrices:
     def fit(self) -> Array:
         self._hand_on()
         for i, factor in enumerate(self.factors):
-            self.fits.append(fit_matrix(factor))
+            self.fits.append(fit_matrix(factor, self._precision))
             self.factors[i] = RowFactor(1)  # its memory is not needed any more
         return self._of_arrays(np.concatenate([fit.in_sample for fit in self.fits]))
 
@@ -291,7 +294,11 @@ def _facts(inside: Sequence[tuple[Part, MatrixFit]], size: int, fitted_steps: in
             "added there"
         )
     if stopped:
-        notes.append(f"the solver stopped before it could certify {stopped} of {len(fits)} matrices")
+        share = max(fit.gap / fit.residual for fit in fits if not fit.converged)
+        notes.append(
+            f"the solver stopped before it could certify {stopped} of {len(fits)} matrices: their sums of squared "
+            f"residuals may be up to {share:.1e}, relative, above the least"
+        )
     return BlockFacts(
         parameters=numbers if size == dimension else (size * (n + 1) + 1) // 2,
         status=status,

@@ -35,11 +35,13 @@ class Procrustes:
         What was added to P A P, as a share of its largest eigenvalue, because no matrix attains the infimum: only where
         X has not full rank and P A P is singular. Otherwise 0.
     converged : bool
-        Whether the duality gap certifies the residual, to `tolerance` relative.
+        Whether `gap` is at most `tolerance` times the residual, or ``tolerance^2 |A X|_F^2``, which is rounding.
     iterations : int
         Eigendecompositions used after the first; 0 where the closed form is the answer.
     residual : float
         ``|A X - B|_F^2``.
+    gap : float
+        Duality gap: what `residual` may at most be above its infimum, but for `epsilon`.
     eigenvalues : ndarray, shape (rank,)
         Of P A P on the columns' span of X, ascending; exactly 0 where the constraint is active.
     free : float
@@ -55,6 +57,7 @@ class Procrustes:
     converged: bool
     iterations: int
     residual: float
+    gap: float
     eigenvalues: Array
     free: float
     complement: Array
@@ -65,8 +68,9 @@ def spd_procrustes(
     B: ArrayLike,
     *,
     tolerance: float = 1e-10,
-    max_iterations: int = 10_000,
+    max_iterations: int = 500,
     epsilon: float = 1e-8,
+    rank_tolerance: float | None = None,
 ) -> Procrustes:
     """Symmetric positive semidefinite A with the least ``|A X - B|_F``.
 
@@ -75,13 +79,15 @@ def spd_procrustes(
     X, B : array_like, shape (n, k)
         Finite; any k, any rank.
     tolerance : float
-        For the duality gap: stops when A is certified to `tolerance`, relative, in the norm ``|A X|_F``;
-        `converged` if the residual is certified to `tolerance`, relative.
+        For the duality gap; see `Procrustes.converged`.
     max_iterations : int
         At most so many eigendecompositions.
     epsilon : float
         Added to the part of A that the data determine, as a share of its largest eigenvalue, where no matrix attains
         the infimum. The bound of the free part grows as 1/epsilon.
+    rank_tolerance : float, optional
+        Singular values of X below this share of the largest one count as 0; by default ``8 max(n, k)`` times the
+        relative precision of float64. With noisy X, a larger one: the work grows with the spread of what is kept.
 
     Returns
     -------
@@ -121,27 +127,28 @@ def spd_procrustes(
         raise ValueError(f"expected X and B of one shape (n, k), n >= 1, got {x.shape} and {b.shape}")
     if not (np.isfinite(x).all() and np.isfinite(b).all()):
         raise ValueError("expected finite X and B, got NaN or infinite numbers: leave out the columns that have them")
-    if not (0.0 < tolerance < 1.0 and 0.0 < epsilon < 1.0 and max_iterations >= 0):
-        raise ValueError(
-            "expected 0 < tolerance < 1, 0 < epsilon < 1 and max_iterations >= 0, "
-            f"got {tolerance}, {epsilon} and {max_iterations}"
-        )
     n, k = x.shape
+    smallest = 8 * max(n, k) * _EPS if rank_tolerance is None else rank_tolerance
+    if not (0.0 < tolerance < 1.0 and 0.0 < epsilon < 1.0 and 0.0 < smallest < 1.0 and max_iterations >= 0):
+        raise ValueError(
+            "expected tolerance, epsilon and rank_tolerance between 0 and 1 and max_iterations >= 0, "
+            f"got {tolerance}, {epsilon}, {rank_tolerance} and {max_iterations}"
+        )
     (x, ex), (b, eb) = _unit(x), _unit(b)
     outside = 0.0
     if k > 2 * n:
         r = triangle(np.concatenate([x, b]).T)
         x, b, outside = r[:n, :n].T, r[:n, n:].T, float(np.sum(r[n:, n:] ** 2))
     u, s, vt = np.linalg.svd(x, full_matrices=True)
-    rank = int(np.count_nonzero(s > 8 * max(n, k) * _EPS * s[0])) if k and s[0] > 0.0 else 0
+    rank = int(np.count_nonzero(s > smallest * s[0])) if k and s[0] > 0.0 else 0
     if rank == 0:
         left = float(np.ldexp(float(np.sum(b**2)) + outside, 2 * eb))
-        return Procrustes(np.zeros((n, n)), 0, 0.0, True, 0, left, np.zeros(0), 0.0, np.eye(n))
+        return Procrustes(np.zeros((n, n)), 0, 0.0, True, 0, left, 0.0, np.zeros(0), 0.0, np.eye(n))
     s, v = s[:rank], vt[:rank].T
     z = u.T @ (b @ v)
     inside = b - (b @ v) @ v.T  # what no A reaches: the part of B outside of the rows of X
     floor = outside + float(np.sum(inside**2))
-    a11, converged, iterations, zeros = _full_rank(z[:rank], s, floor, tolerance, max_iterations)
+    a11, converged, iterations, gap, zeros = _full_rank(z[:rank], s, floor, tolerance, max_iterations)
     eigen = np.linalg.eigh(a11)
     eigenvalues = np.maximum(eigen[0], 0.0)
     eigenvalues[:zeros] = 0.0
@@ -157,6 +164,7 @@ def spd_procrustes(
         converged=converged,
         iterations=iterations,
         residual=float(np.ldexp(residual, 2 * eb)),
+        gap=float(np.ldexp(gap, 2 * eb)),
         eigenvalues=np.ldexp(eigenvalues, eb - ex),
         free=float(np.ldexp(free, eb - ex)),
         complement=u[:, rank:],
@@ -169,28 +177,28 @@ def _unit(x: Array) -> tuple[Array, int]:
     return np.ldexp(x, -exponent), exponent
 
 
-def _full_rank(z: Array, s: Array, floor: float, tolerance: float, limit: int) -> tuple[Array, bool, int, int]:
-    """The A >= 0 with the least ``|A diag(s) - z|``; whether it is certified; iterations; eigenvalues that are 0."""
+def _full_rank(z: Array, s: Array, floor: float, tolerance: float, limit: int) -> tuple[Array, bool, int, float, int]:
+    """The A >= 0 with the least ``|A diag(s) - z|``; converged, iterations, gap, number of eigenvalues that are 0."""
     c = (z * s + (z * s).T) / (s[:, None] ** 2 + s**2)
     root = np.sqrt(s)
     c_scaled = c * root * root[:, None]
     values = np.linalg.eigvalsh(c_scaled)
     if values[0] >= 0.0:
-        return c, True, 0, int(np.count_nonzero(values <= len(s) * _EPS * values[-1]))
+        return c, True, 0, 0.0, int(np.count_nonzero(values <= len(s) * _EPS * values[-1]))
     weights = 0.5 * (s / s[:, None] + s[:, None] / s)
-    point, iterations = _projection(c_scaled, weights, s, tolerance, limit)
-    a = point.a / (root * root[:, None])
-    # |A X - B|^2 is twice the objective of the projection, and a constant
-    residual = float(np.sum((a * s - z) ** 2)) + floor
+    # |A X - B|^2 is twice the objective of the projection and what no symmetric matrix explains
+    least = float(np.sum((c * s - z) ** 2)) + floor
     size = float(np.sum(weights * c_scaled**2))
-    converged = 2.0 * point.gap <= max(tolerance * residual, tolerance**2 * size)
+    # Newton's last step overshoots by far, so the stricter target costs next to nothing
+    target = 0.5 * max(tolerance**2 * size, 1e-6 * tolerance * least)
+    point, iterations = _projection(c_scaled, weights, s, target, limit)
+    a = point.a / (root * root[:, None])
+    residual = float(np.sum((a * s - z) ** 2)) + floor
+    gap = 2.0 * point.gap
+    converged = gap <= max(tolerance * residual, tolerance**2 * size)
     # A congruence keeps the number of zeros
-    return (
-        a,
-        converged,
-        iterations,
-        int(np.count_nonzero(point.values <= len(s) * _EPS * max(float(point.values[-1]), 0.0))),
-    )
+    zeros = int(np.count_nonzero(point.values <= len(s) * _EPS * max(float(point.values[-1]), 0.0)))
+    return a, converged, iterations, gap, zeros
 
 
 class _Point:
@@ -206,9 +214,8 @@ class _Point:
         self.gap = 0.5 * float(np.sum(self.f**2 / weights))
 
 
-def _projection(c: Array, weights: Array, s: Array, tolerance: float, limit: int) -> tuple[_Point, int]:
-    """The A >= 0 with the least ``sum weights (A - c)^2``, with its duality gap, and the number of iterations."""
-    target = 0.5 * tolerance**2 * float(np.sum(weights * c**2))
+def _projection(c: Array, weights: Array, s: Array, target: float, limit: int) -> tuple[_Point, int]:
+    """The A >= 0 with the least ``sum weights (A - c)^2 / 2``, to a gap of `target`, and the number of iterations."""
     point = _Point(c, c, weights)
     iterations, burst = 0, 8
     rho = math.sqrt(float(weights.max()))  # Douglas-Rachford: the geometric mean of the weights' range, from 1 up

@@ -87,13 +87,16 @@ class MatrixFit:
         return matrix, (values, vectors)
 
 
-def fit_matrix(factor: RowFactor) -> MatrixFit:
+def fit_matrix(factor: RowFactor, precision: tuple[float, float] = (0.0, 0.0)) -> MatrixFit:
     """Fit M, P and S to all pairs of columns.
 
     Parameters
     ----------
     factor : RowFactor
         Of g (as G) and y (as Y).
+    precision : (float, float)
+        Relative, of the numbers in g and in y: directions below this share of the largest one are rounding, and count
+        as not moved.
 
     Returns
     -------
@@ -107,8 +110,9 @@ def fit_matrix(factor: RowFactor) -> MatrixFit:
     """
     x, b, _ = factor.pair()
     x_reverse, b_reverse, _ = factor.swapped()
-    of_y = spd_procrustes(x, b, epsilon=_EPSILON)
-    of_g = spd_procrustes(x_reverse, b_reverse, epsilon=_EPSILON)
+    smallest = [max(share, 8 * factor.m * float(np.finfo(np.float64).eps)) for share in precision]
+    of_y = spd_procrustes(x, b, epsilon=_EPSILON, rank_tolerance=smallest[0])
+    of_g = spd_procrustes(x_reverse, b_reverse, epsilon=_EPSILON, rank_tolerance=smallest[1])
     full = of_y.rank == of_g.rank == factor.m
     s = geometric_mean(x, x_reverse) if full else np.full_like(x, np.nan)
     gg, yy = np.sum(x**2, axis=1), np.sum(x_reverse**2, axis=1)
