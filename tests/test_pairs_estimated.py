@@ -168,6 +168,48 @@ def test_delta_method_of_a_regression_against_numerical_derivatives() -> None:
     assert abs(math.sqrt(slopes**2 @ np.diag(C)) / found.cosine.standard_error - 1) > 0.1
 
 
+@pytest.mark.parametrize("method", ["spsa", "trajectory-regression"])
+def test_discrete_pair_of_a_finite_step(method: str) -> None:
+    # The loss change of a long step is not grad.update: the discrete gradient of the true gradient is the target.
+    grad, update = at_angle(70, 8)
+    change = -0.25
+    exact = grad + (change - grad @ update) / (update @ update) * update
+    target = steepest.align(exact, update).cosine
+    assert 30 < math.degrees(math.acos(target)) < 60
+
+    def make(seed: int) -> EstimatedPair:
+        rng = np.random.default_rng(seed)
+        if method == "spsa":
+            found = estimate_gradient(
+                lambda x: float(grad @ x), np.zeros(8), "spsa", rng=seed, step=1.0, n_directions=60
+            )
+        else:
+            moves = rng.standard_normal((25, 8)) + rng.standard_normal((25, 1))
+            losses = np.append(0.0, np.cumsum(moves @ grad + 1.0 * rng.standard_normal(25)))
+            x = np.concatenate([np.zeros((1, 8)), np.cumsum(moves, axis=0)])
+            found = estimate_gradient(losses, x, "trajectory-regression")
+        return estimated(found, update, loss_change=change)
+
+    share, coverage, found = covered(make, target, 400)
+    assert share > 0.9
+    assert 0.91 <= coverage <= 0.98
+    assert np.mean([f.cosine.standard_error for f in found]) == pytest.approx(
+        np.std([f.cosine.value for f in found]), rel=0.15
+    )
+    first = found[0]
+    assert first.pair.align().inner_product == pytest.approx(change, rel=1e-12)
+    plain = first.pair.align().cosine  # biased by noise, the other is not
+    assert np.mean([f.pair.align().cosine for f in found]) < np.mean([f.cosine.value for f in found])
+    assert plain != first.cosine.value
+    # pairs.discrete makes the same pair of the estimate
+    estimate = first.pair.vectors[0].flat()
+    same = steepest.pairs.discrete(np.zeros(8), update, loss=0.0, loss_next=change, grad=estimate, method="left")
+    np.testing.assert_allclose(first.pair.gradient(), same.gradient(), rtol=1e-10)
+    assert first.pair.correction_share == pytest.approx(same.correction_share, rel=1e-9)
+    # what is known of the gradient itself does not depend on the loss change
+    assert first.grad_update.value == pytest.approx(float(estimate @ update), rel=1e-10)
+
+
 def test_central_bound_holds() -> None:
     rng = np.random.default_rng(0)
     for step in (None, 1e-2, 0.1):
@@ -247,3 +289,5 @@ def test_what_does_not_fit_is_refused() -> None:
         estimated(np.ones(2), np.ones(2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="shape"):
         estimated(estimate, np.ones(3))
+    with pytest.raises(ValueError, match="finite loss_change"):
+        estimated(estimate, np.ones(2), loss_change=math.nan)

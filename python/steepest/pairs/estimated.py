@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from steepest.arrays import EPSILON
 from steepest.gradient_estimate import GradientEstimate, GradientSamples
 from steepest.pairs.continuous import continuous
 from steepest.pairs.cosine_interval import extreme, jackknife_cosine, margin, noisy, ratio, unreliable_because
-from steepest.pairs.descent_pair import coarsest
+from steepest.pairs.descent_pair import DescentPair, coarsest, rational_gram
 from steepest.pairs.sample_sums import Estimate, Statistic, Sums, noise_of_mean, u_statistic
 from steepest.pairs.uncertain_pair import UncertainPair
 
@@ -42,7 +43,7 @@ class EstimatedPair(UncertainPair):
     grad_noise : float
         Trace of the covariance of the estimate.
     cosine : Estimate
-        Of the angle between -grad and update, debiased: may exceed 1. Of the true gradient, up to what `method` says.
+        Of the angle between -grad and update, debiased: may exceed 1. With a loss change, of -DG, as `pair`.
     interval : tuple of two floats
         95% interval of the cosine by Student's t, not clipped to [-1, 1].
     reliable : bool
@@ -52,7 +53,7 @@ class EstimatedPair(UncertainPair):
     z, p_value : float
         ``-grad_update`` in units of its standard error, and the one-sided p-value of grad.update < 0.
     pair : DescentPair
-        `steepest.pairs.continuous` of the estimate and the update as they are.
+        `steepest.pairs.continuous` of the estimate and the update as they are, or the discrete one, method 'left'.
     method : str
         Of the estimate.
     degrees_of_freedom : float
@@ -76,7 +77,7 @@ class _Found(NamedTuple):
     reasons: tuple[str, ...]
 
 
-def estimated(estimate: GradientEstimate, update: Any) -> EstimatedPair:
+def estimated(estimate: GradientEstimate, update: Any, *, loss_change: float | None = None) -> EstimatedPair:
     """Pair of an estimated gradient, with the uncertainty of the angle that its covariance leaves.
 
     Parameters
@@ -85,6 +86,9 @@ def estimated(estimate: GradientEstimate, update: Any) -> EstimatedPair:
         As of `steepest.estimate_gradient`, for the point and the structure of the update.
     update : array or mapping name -> array
         params_next - params, without noise.
+    loss_change : float, optional
+        dL of the step, without noise: then the pair is the discrete one of a finite step, method 'left' of
+        `steepest.pairs.discrete`, with the gradient along the update known as dL/|update|.
 
     Returns
     -------
@@ -94,7 +98,7 @@ def estimated(estimate: GradientEstimate, update: Any) -> EstimatedPair:
     Raises
     ------
     ValueError
-        Shapes or names differ.
+        Shapes or names differ; a loss change that is not finite.
     TypeError
         No estimate; an unsupported dtype or type.
 
@@ -115,8 +119,9 @@ def estimated(estimate: GradientEstimate, update: Any) -> EstimatedPair:
     |grad|^2 >= 2 tr Cov, 30 to 85 degrees, T - n >= 5; as far as the noise of the losses is independent and of one
     size. 'central': its variance is the square of an error that is no noise and may have one sign everywhere, so the
     errors of the elements are added up, not their squares: a bound rather than a standard error, at any angle. An
-    estimate made by hand with gradient and variance alone: independent
-    elements, normal distribution.
+    estimate made by hand with gradient and variance alone: independent elements, normal distribution.
+
+    With `loss_change` only the part of the gradient across the update is uncertain, and the same holds for |DG|^2.
 
     What the methods leave out is no part of the interval: the bias of finite perturbations, of order step^2, and the
     change of the gradient along a trajectory.
@@ -139,10 +144,16 @@ def estimated(estimate: GradientEstimate, update: Any) -> EstimatedPair:
         )
     grad, g = matched_pair(estimate.gradient, update)
     variance = matched_pair(estimate.variance, update)[0].flat()
+    if loss_change is not None and not math.isfinite(loss_change):
+        raise ValueError(f"expected a finite loss_change, got {loss_change!r}")
     eps = EPSILON[coarsest(grad, g)]
     # Values that overflow come out as not finite.
     with np.errstate(over="ignore", invalid="ignore"):
-        found = _found(estimate, grad.flat(), variance, g.flat(), eps)
+        if estimate.samples is not None:
+            found = _from_samples(estimate.samples, g.flat(), loss_change, eps)
+        else:
+            found = _from_covariance(estimate, grad.flat(), variance, g.flat(), loss_change)
+    pair = continuous(estimate.gradient, update)
     nan = math.nan
     finite = all(map(math.isfinite, (found.squared.value, found.product.value, found.noise)))
     defined = finite and math.isfinite(found.cosine.value)
@@ -162,15 +173,33 @@ def estimated(estimate: GradientEstimate, update: Any) -> EstimatedPair:
         reasons=found.reasons if defined else ("the cosine is undefined",),
         z=z,
         p_value=float(stdtr(min(degrees, 1e12), -z)) if degrees > 0.0 else nan,
-        pair=continuous(estimate.gradient, update),
+        pair=pair if loss_change is None else _left(pair, float(loss_change)),
         method=estimate.method,
         degrees_of_freedom=degrees,
     )
 
 
-def _found(estimate: GradientEstimate, y: Array, variance: Array, g: Array, eps: float) -> _Found:
-    if estimate.samples is not None:
-        return _from_samples(estimate.samples, g, eps)
+def _left(pair: DescentPair, change: float) -> DescentPair:
+    """The discrete gradient of a finite step."""
+    gram = rational_gram(pair.vectors)
+    if not gram.finite or not gram.values[1][1] > 0:
+        return pair
+    one, (_, (product, length)) = Fraction(1), gram.values
+    row = (one, (Fraction(change) - product) / length)
+    squared = gram.product(row, row)
+    return replace(
+        pair,
+        method="left",
+        rows=(row, pair.rows[1]),
+        gram=gram,
+        correction_share=math.sqrt(float(row[1] ** 2 * length / squared)) if squared > 0 else 0.0,
+        loss_change=change,
+        defect=0.0,
+        exact_descent=True,
+    )
+
+
+def _from_covariance(estimate: GradientEstimate, y: Array, variance: Array, g: Array, change: float | None) -> _Found:
     covariance, systematic = estimate.covariance, estimate.method == "central"
 
     def error_along(v: Array) -> float:
@@ -182,44 +211,59 @@ def _found(estimate: GradientEstimate, y: Array, variance: Array, g: Array, eps:
         return math.sqrt(float(np.square(v) @ variance))
 
     # An error that is no noise has no known mean square to be taken off.
-    noise = 0.0 if systematic else float(variance.sum())
-    length = float(np.linalg.norm(g))
-    squared, product = float(y @ y) - noise, float(y @ g)
+    total = float(variance.sum())
+    length, noise = float(np.linalg.norm(g)), 0.0 if systematic else total
+    squared, product = Estimate(float(y @ y) - noise, 2.0 * error_along(y)), Estimate(float(y @ g), error_along(g))
     cosine = Estimate(math.nan, math.nan)
     reasons: list[str] = []
-    if squared > 0.0 and length > 0.0:
-        norm = math.sqrt(squared)
-        value = -product / norm / length
-        along = -(g / length + value * y / norm) / norm
-        cosine = Estimate(value, error_along(along))
-        if float(variance.sum()) > 1e-14 * squared:
-            reasons += noisy("grad", squared, float(variance.sum()))
-            if not systematic:
-                reasons += extreme(value)
+    if length > 0.0:
+        unit = g / length
+        # The part of the gradient that is uncertain, what is known of its square, and what it moves along the update
+        free, known, moved, along = y, 0.0, unit, product.value / length
+        if change is not None:
+            free, known, moved, along = y - (y @ unit) * unit, (change / length) ** 2, 0.0 * unit, change / length
+            total = max(0.0, total - error_along(unit) ** 2) if not systematic else total
+        whole = float(free @ free) + known - (0.0 if systematic else total)
+        if whole > 0.0:
+            value = -along / math.sqrt(whole)
+            cosine = Estimate(value, error_along(moved / math.sqrt(whole) + value * free / whole))
+            if total > 1e-14 * whole:
+                reasons += noisy("grad", whole, total)
+                if not systematic:
+                    reasons += extreme(value)
         if estimate.degrees_of_freedom < MIN_DEGREES:
             reasons.append(f"{estimate.degrees_of_freedom:g} degrees of freedom, fewer than {MIN_DEGREES:g}")
-    return _Found(
-        Estimate(squared, 2.0 * error_along(y)), Estimate(product, error_along(g)), noise, cosine, tuple(reasons)
-    )
+    return _Found(squared, product, noise, cosine, tuple(reasons))
 
 
-def _from_samples(samples: GradientSamples, g: Array, eps: float) -> _Found:
+def _from_samples(samples: GradientSamples, g: Array, change: float | None, eps: float) -> _Found:
     n = len(samples)
     none = Estimate(math.nan, math.nan)
     if n < 2:
-        return _Found(none, none, math.nan, none, ("a single direction has no variance",))
-    # y_i.sum(y), y_i.g and y_i.y_i in one pass
+        return _Found(none, none, math.nan, none, ())
     mean = samples.moments()[0]  # not rounded to the type of the parameters
-    rows = np.array([(n * float(x @ mean), float(x @ g), float(x @ x)) for x in samples]).T
-    total, along, squares = rows
+    # y_i.sum(y), y_i.g and y_i.y_i in one pass
+    total, along, squares = np.array([(n * float(x @ mean), float(x @ g), float(x @ x)) for x in samples]).T
     length = float(g @ g)
-    yy = u_statistic(total, total, squares)
+    yy, noise = u_statistic(total, total, squares), noise_of_mean(total, squares)
     yg = Statistic(float(along.mean()), along, (along.sum() - along) / (n - 1))
-    gg = Statistic(length, np.zeros(n), np.full(n, length))
-    sums = Sums(n, yy, yg, gg, noise_of_mean(total, squares), 0.0, math.nan, [], [], along)
     cosine: Estimate = none
     reasons: tuple[str, ...] = ()
-    if yy.value > 0.0 and length > 0.0:
-        cosine = jackknife_cosine(sums)
-        reasons = unreliable_because(sums, cosine, eps)
-    return _Found(yy.estimate, yg.estimate, sums.y_noise, cosine, reasons)
+    if length > 0.0:
+        whole, product, uncertain = yy, yg, noise
+        if change is not None:
+            across = total - along * along.sum() / length, squares - along * along / length
+            free, uncertain = u_statistic(across[0], *across), noise_of_mean(*across)
+            known = change**2 / length
+            whole = Statistic(free.value + known, free.influence, free.left_out + known)
+            product = _constant(change, n)
+        if whole.value > 0.0:
+            gg = _constant(length, n)
+            sums = Sums(n, whole, product, gg, uncertain, 0.0, math.nan, [], [], along)
+            cosine = jackknife_cosine(sums)
+            reasons = unreliable_because(sums, cosine, eps)
+    return _Found(yy.estimate, yg.estimate, noise, cosine, reasons)
+
+
+def _constant(value: float, n: int) -> Statistic:
+    return Statistic(value, np.zeros(n), np.full(n, value))
