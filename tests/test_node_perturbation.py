@@ -118,6 +118,7 @@ def test_against_its_own_noise() -> None:
 
 def test_torch_layers() -> None:
     torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
     net = TwoLayers()
     params = {name: torch.tensor(w, dtype=torch.float32, requires_grad=True) for name, w in net.params.items()}
     x, labels = torch.tensor(net.x, dtype=torch.float32), torch.tensor(net.labels)

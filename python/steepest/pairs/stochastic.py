@@ -194,7 +194,8 @@ def stochastic(
     Returns
     -------
     StochasticPair
-        Estimates, tests, and the pairs of the means.
+        Estimates, tests, and the pairs of the means. With `loss_change`, `corrected` and `natural_form` are formulation
+        (i); with `hessian_update`, `hessian` is formulation (ii).
 
     Raises
     ------
@@ -203,15 +204,20 @@ def stochastic(
     TypeError
         An unsupported dtype or type.
 
+    See Also
+    --------
+    steepest.pairs.estimated : For a gradient estimated from losses, and an update without noise.
+
     Notes
     -----
-    Section 8 (derived). For samples a_i, b_i the U statistic ``(sum_i sum_j a_i.b_j - sum_i a_i.b_i)/(N (N-1))`` is an
-    unbiased estimate of E[a].E[b]; the inner product of the means is biased by tr Cov(a, b)/N. Its standard error is
-    std_i(a_i.bbar + b_i.abar)/sqrt(N). The cosine is U_yg/sqrt(U_yy U_gg), with a jackknife standard error that is
-    undefined if one of its N values is. It is flagged `reliable` where |E y|^2 >= 2 tr Cov(y)/N, |E g|^2 >= 2 tr
-    Cov(g)/N, N >= 50 and the angle is 30 to 85 degrees, and where there is no noise in the angle at all.
+    Section 8 (derived; formulation (ii) reconstructed). For samples a_i, b_i the U statistic ``(sum_i sum_j a_i.b_j -
+    sum_i a_i.b_i)/(N (N-1))`` is an unbiased estimate of E[a].E[b]; the inner product of the means is biased by tr
+    Cov(a, b)/N. Its standard error is std_i(a_i.bbar + b_i.abar)/sqrt(N). The cosine is U_yg/sqrt(U_yy U_gg), with a
+    jackknife standard error that is undefined if one of its N values is. It is flagged `reliable` where |E y|^2 >= 2 tr
+    Cov(y)/N, |E g|^2 >= 2 tr Cov(g)/N, N >= 50 and the angle is 30 to 85 degrees, and where there is no noise in the
+    angle at all.
 
-    All sums and the N leave-one-out values need only the rows sums and the diagonals of the Gram matrix of the samples:
+    All sums and the N leave-one-out values need only the row sums and the diagonals of the Gram matrix of the samples:
     one pass over the samples, O(N n), in float64.
 
     Examples
@@ -224,6 +230,14 @@ def stochastic(
     >>> found = stochastic(grad, update)
     >>> found.flag, bool(found.p_value < 1e-6), bool(abs(np.degrees(found.angle) - 34.695) < 5)
     ('reliable', True, True)
+
+    Formulation (ii), for a quadratic loss with Hessian H:
+
+    >>> H = np.diag([2.0, 0.5])
+    >>> found = stochastic(grad, 0.1 * update, lr=0.1, hessian_update=lambda u: H @ u)
+    >>> form = found.hessian.natural_form()
+    >>> np.allclose(form @ update.mean(axis=0), -grad.mean(axis=0))
+    True
     """
     if not 0.0 < lr < math.inf:
         raise ValueError(f"expected a positive, finite lr, got {lr!r}")

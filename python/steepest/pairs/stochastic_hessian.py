@@ -382,5 +382,5 @@ def _spectrum(t: Sums, n: int) -> tuple[float, float, float]:
         return along, across, along
     # along - sqrt(...) cancels for along > 0
     root = math.hypot(along, 2.0 * across)
-    smallest = -2.0 * across**2 / (along + root) if along > 0.0 else 0.5 * (along - root)
+    smallest = 0.0 - 2.0 * across**2 / (along + root) if along > 0.0 else 0.5 * (along - root)
     return along, across, smallest
