@@ -28,7 +28,7 @@ class Energy:
     gradient : callable
         ``gradient(state)``, a mapping with the names and shapes of the state.
     hessian_product : callable or None
-        ``hessian_product(state, vector)``, the Hessian times a vector, all of them such mappings; for the method 'taylor'.
+        ``hessian_product(state, vector)``, the Hessian times a vector, all such mappings; for the method 'taylor'.
     """
 
     value: Callable[[Any], float]

@@ -27,8 +27,8 @@ class StateEnergy(Protocol):
 
     Notes
     -----
-    For the method 'taylor' also ``hessian_product(state, vector)``, the Hessian of the energy at a state times a vector,
-    both mappings as the state.
+    For the method 'taylor' also ``hessian_product(state, vector)``, the Hessian of the energy at a state times a
+    vector, both mappings as the state.
     """
 
     @property
@@ -165,7 +165,8 @@ def state_extended_step(
         product = getattr(energy, "hessian_product", None)
         if product is None:
             raise ValueError(
-                f"expected an energy with hessian_product(state, vector) for method 'taylor', got {type(energy).__name__}"
+                "expected an energy with hessian_product(state, vector) for method 'taylor', got "
+                f"{type(energy).__name__}"
             )
         needed["hvp"] = lambda flat, vector: _flat(
             product(_nested(flat, state), _nested(vector, state)), "the product with the Hessian of energy"
