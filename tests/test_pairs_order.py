@@ -49,7 +49,8 @@ def slope(found: np.ndarray, floors: np.ndarray) -> float:
 def problem(name: str, n: int, seed: int) -> tuple[Loss, np.ndarray, np.ndarray]:
     loss, (x, noise) = loss_of(name, n), np.random.default_rng(seed).standard_normal((2, n))
     g = loss.grad(x)
-    return loss, x, 0.5 * (noise / np.linalg.norm(noise) - g / np.linalg.norm(g))
+    update = noise / np.linalg.norm(noise) - g / np.linalg.norm(g)
+    return loss, x, 0.5 * update / np.linalg.norm(update)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
