@@ -68,28 +68,31 @@ def hessian_vector_product(loss: Callable[[Any], Any], params: Any = None, *, ji
     compiled = jax.jit(product) if jit else product
 
     def hvp(point: Any, vector: Any) -> Any:
-        point = jax.tree.map(jax.numpy.asarray, dict(point) if isinstance(point, Mapping) else point)
+        names = list(point) if isinstance(point, Mapping) else None
+        point = jax.tree.map(jax.numpy.asarray, point if names is None else dict(point))
         if isinstance(vector, Mapping):
-            # A pytree has the keys sorted; results come in the order of the vector.
             found = compiled(point, _like(dict(vector), point))
             return {name: found[name] for name in vector}
-        if not isinstance(point, dict):
-            shape = np.shape(vector) if hasattr(point, "shape") else None
-            if shape is not None and shape != point.shape and shape == (point.size,):
-                return compiled(point, _like(jax.numpy.reshape(vector, point.shape), point)).ravel()
-            return compiled(point, _like(vector, point))
-        n = sum(x.size for x in jax.tree.leaves(point))
-        if any(isinstance(x, Mapping) for x in point.values()) or np.shape(vector) != (n,):
-            raise ValueError(
-                f"expected a vector of the structure of params, or of shape ({n},) for a mapping name -> array, got an "
-                f"array of shape {np.shape(vector)}"
-            )
-        parts = np.split(np.asarray(vector), np.cumsum([x.size for x in point.values()])[:-1])
-        pieces = {name: part.reshape(point[name].shape) for name, part in zip(point, parts, strict=True)}
-        found = compiled(point, _like(pieces, point))
-        return jax.numpy.concatenate([found[name].ravel() for name in point])
+        if names is not None:
+            found = compiled(point, _like(_cut(vector, names, point), point))
+            return jax.numpy.concatenate([found[name].ravel() for name in names])
+        if hasattr(point, "shape") and point.shape != (point.size,) == np.shape(vector):
+            return compiled(point, _like(jax.numpy.reshape(vector, point.shape), point)).ravel()
+        return compiled(point, _like(vector, point))
 
     return hvp if params is None else lambda vector: hvp(params, vector)
+
+
+def _cut(vector: Any, names: list[Any], point: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A flat vector as a mapping; the order of names is the user's, since that of a pytree is sorted."""
+    n = sum(x.size for x in jax.tree.leaves(point))
+    if any(isinstance(x, Mapping) for x in point.values()) or np.shape(vector) != (n,):
+        raise ValueError(
+            f"expected a vector of the structure of params, or of shape ({n},) for a mapping name -> array, got an "
+            f"array of shape {np.shape(vector)}"
+        )
+    parts = np.split(np.asarray(vector), np.cumsum([point[name].size for name in names])[:-1])
+    return {name: part.reshape(point[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
 def _like(vector: Any, point: Any) -> Any:
