@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -321,3 +323,10 @@ def test_jax_bad_input(jax: Any) -> None:
         hvp({"a": x}, x[:2])
     with pytest.raises(ValueError, match="shapes of params"):
         hessian_vector_product(lambda p: (p**2).sum())(x, x[:2])
+
+
+def test_jax_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.delitem(sys.modules, "steepest.jax", raising=False)
+    with pytest.raises(ImportError, match=r"pip install .steepest\[jax\]"):
+        importlib.import_module("steepest.jax")
