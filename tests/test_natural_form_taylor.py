@@ -99,6 +99,24 @@ def test_the_point_is_that_of_the_pair() -> None:
     np.testing.assert_array_equal(again.taylor_point(), point)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_alone(name: str) -> None:
+    """Products by differences of gradients find the point, too; of a quadratic loss, where none is better, as well."""
+    loss, lr = loss_of(name, 10), 0.1
+    x, noise = np.random.default_rng(2).standard_normal((2, 10))
+    x_next = x - 0.2 * (loss.grad(x) / np.linalg.norm(loss.grad(x)) - 0.2 * noise / np.linalg.norm(noise))
+
+    def hvp(p: np.ndarray, v: np.ndarray) -> np.ndarray:
+        found: np.ndarray = finite_difference_hvp(loss.grad, p)(v)
+        return found
+
+    ends = {"loss": loss.value(x), "loss_next": loss.value(x_next), "grad": loss.grad(x)}
+    pair = pairs.discrete(x, x_next, **ends, hvp=hvp, method="taylor", lr=lr)
+    assert pair.correction_share < 1e-8
+    form = natural_form(pair, hvp, lr, alpha="sufficient")
+    np.testing.assert_allclose(-lr * form.solve(loss.grad(x)), x_next - x, rtol=0, atol=1e-5)
+
+
 def test_float32_mapping() -> None:
     x = {"w": np.array([[0.2, 0.9]], np.float32), "b": np.array([-1.3], np.float32)}
     x_next = {"w": np.array([[0.5, 0.95]], np.float32), "b": np.array([-1.2], np.float32)}

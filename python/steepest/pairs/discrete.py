@@ -60,7 +60,8 @@ def discrete(
         ``loss_fn(params)`` = loss, for 'itoh-abe'.
     hvp : callable, optional
         ``hvp(params, vector)`` = Hessian of the loss at `params`, times a vector, all in the form of `params`: for
-        'taylor'.
+        'taylor'. `steepest.torch.hessian_vector_product` and `steepest.jax.hessian_vector_product` make it of a loss;
+        ``lambda p, v: stability.finite_difference_hvp(grad_fn, p)(v)`` of a gradient.
     hessian : array, mapping or sparse array, optional
         For 'itoh-abe' of a QUADRATIC loss, with `grad` instead of `loss_fn`: the constant Hessian, as its diagonal (of
         the structure of params, or of shape (n,)) or as the symmetric matrix of shape (n, n) over the flattened
@@ -94,6 +95,7 @@ def discrete(
     See Also
     --------
     steepest.pairs.continuous : For a pair of vectors as they are.
+    steepest.stability.natural_form : With 'taylor', the step with the ordinary gradient, eqs (17) and (18).
 
     Notes
     -----
