@@ -568,3 +568,48 @@ def test_products_are_linear_and_symmetric(data: st.DataObject) -> None:
     size = 100 * U * (np.linalg.norm(x) + np.linalg.norm(z)) ** 2 * (1 + 50 * k)
     assert abs(z @ ax - x @ az) <= size
     assert np.linalg.norm(sum_ - (ax - 3 * az)) <= 10 * size
+
+
+# Results too large for the caches are written past them --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_large_results_at_any_alignment(dtype: str) -> None:
+    n = (64 << 20) // (4 * np.dtype(DTYPES[dtype]).itemsize) + 12_345  # two columns, x and out: beyond 64 MiB
+    rng = np.random.default_rng(0)
+    y, g, x = (stored(rng.standard_normal(n), dtype) for _ in range(3))
+    core = np.array([[0.5, 0.1], [0.1, 0.7]])
+    operator = _core.Operator([y, g], [0, 0], [False, False], core, 0, 2.0)
+    expected = np.empty_like(x)
+    operator.apply(x, expected)
+    W = np.stack([doubles(y), doubles(g)])
+    exactly = 2.0 * doubles(x) + (core @ (W @ doubles(x))) @ W
+    relative, least = ROUNDING[dtype]
+    size = 2.0 * np.abs(doubles(x)) + np.abs(core @ (W @ doubles(x))) @ np.abs(W)
+    assert np.all(np.abs(doubles(expected) - exactly) <= 2 * relative * np.abs(exactly) + 1e-12 * size + least)
+    memory = np.zeros(n + 40, x.dtype)
+    for offset in (1, 2, 3, 7, 16, 31):
+        out = memory[offset : offset + n]
+        operator.apply(x, out)
+        np.testing.assert_array_equal(out, expected)
+        assert not memory[:offset].any()
+        assert not memory[offset + n :].any()
+        memory[:] = 0
+    odd = np.zeros(memory.nbytes + 1, np.uint8)[1:].view(x.dtype)[:n]  # never aligned
+    operator.apply(x, odd)
+    np.testing.assert_array_equal(odd, expected)
+
+
+@pytest.mark.parametrize(("dtype", "n"), [("float64", 2901), ("float32", 4100)])
+def test_large_dense_matrices_at_any_alignment(dtype: str, n: int) -> None:
+    rng = np.random.default_rng(1)
+    y, g = (stored(rng.standard_normal(n), dtype) for _ in range(2))
+    operator = _core.Operator([y, g], [0, 0], [False, False], np.array([[0.5, 0.1], [0.1, 0.7]]), 0, 2.0)
+    W = np.stack([doubles(y), doubles(g)])
+    exactly = 2.0 * np.eye(n) + W.T @ np.array([[0.5, 0.1], [0.1, 0.7]]) @ W
+    memory = np.empty(n * n + 3, DTYPES[dtype])
+    for offset in (0, 3):
+        out = memory[offset : offset + n * n].reshape(n, n)
+        operator.assemble(out)
+        np.testing.assert_allclose(out, exactly, rtol=ROUNDING[dtype][0] * 2, atol=1e-13)
+        np.testing.assert_array_equal(out, out.T)

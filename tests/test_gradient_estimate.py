@@ -182,7 +182,7 @@ def test_torch_parameters() -> None:
     ("arguments", "error", "match"),
     [
         ((rosenbrock, np.ones(3), "forward"), ValueError, "expected method"),
-        ((rosenbrock, np.ones(3), "node-perturbation"), ValueError, "activities of a model"),
+        ((rosenbrock, np.ones(3), "node-perturbation"), TypeError, r"loss\(params, perturbation\)"),
         ((np.ones(3), np.ones(3)), TypeError, "callable"),
         ((rosenbrock, np.ones((4, 3)), "trajectory-regression"), TypeError, "recorded losses"),
         ((np.ones(3), np.ones((4, 3)), "trajectory-regression"), ValueError, r"shape \(4,\)"),

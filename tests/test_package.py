@@ -27,7 +27,7 @@ OPTIONAL = ("torch", "jax", "matplotlib", "sklearn", "pandas", "xarray", "ml_dty
 
 
 # Modules that are nothing without a package that may be missing.
-NEEDS = {"steepest.torch": "torch", "steepest.optax": "optax", "steepest.jax_": "jax"}
+NEEDS = {"steepest.torch": "torch", "steepest.optax": "optax", "steepest.jax": "jax"}
 
 
 def modules() -> list[ModuleType]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import pickle
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from cases import ANGLES, DTYPES, EPSILON, LAYOUTS, SIZE, flat
 from oracles import mp
 from steepest import pairs
 from steepest.arrays import long_vector
+from steepest.pairs import itoh_abe
 
 ORDERS = {"trapezoid": 2, "gonzalez": 2, "mean-value": 2, "left": 1, "itoh-abe": 1}
 METHODS = list(ORDERS)
@@ -298,8 +298,7 @@ def test_vectorized_blocks_and_mappings(monkeypatch: pytest.MonkeyPatch) -> None
     x, x_next = np.random.default_rng(4).standard_normal((2, SIZE))
     losses = {"loss": problem.loss(x), "loss_next": problem.loss(x_next), "method": "itoh-abe"}
     expected = pairs.discrete(x, x_next, loss_fn=problem.loss, **losses).gradient()
-    module = importlib.import_module("steepest.pairs.discrete")  # the package has the function under that name
-    monkeypatch.setattr(module, "_BLOCK", 2 * SIZE)
+    monkeypatch.setattr(itoh_abe, "_BLOCK", 2 * SIZE)
     shape, rows = LAYOUTS["mapping"], []
 
     def loss(z: dict[str, np.ndarray]) -> Any:

@@ -277,6 +277,9 @@ void combine(const Base& base, double factor, const std::vector<Column>& columns
                 weights(j, r) = std::ldexp(weights(j, r), exponent - columns[static_cast<std::size_t>(j)].exponent);
         base_factor = std::ldexp(factor, exponent);
     }
+    index_t footprint = 0;
+    for (const Segment& segment : x[0].segments) footprint += segment.size() * itemsize(segment.dtype()) * (k + 2 * m);
+    const bool stream = beyond_caches(footprint);
     std::vector<double> row_weights;  // row by row, for right-hand sides side by side
     for (index_t j = 0; j < k; ++j)
         for (index_t r = 0; r < m; ++r) row_weights.push_back(weights(j, r));
@@ -296,7 +299,7 @@ void combine(const Base& base, double factor, const std::vector<Column>& columns
                 const Segment &from = x[r].segments[block.segment], &to = out[r].segments[block.segment];
                 loops.combine[k - 1][dtype_index(from.dtype())](base_factor * base.scalar, weights.col(r).data(),
                                                                 at(from, block.begin), w, block.count,
-                                                                at(to, block.begin));
+                                                                at(to, block.begin), stream);
             }
             return;
         }

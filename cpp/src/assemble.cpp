@@ -48,6 +48,7 @@ void assemble(const LowRankOperator& a, const Segment& out) {
     }
 
     const HotLoops& loops = hot_loops();
+    const bool stream = beyond_caches(out.size() * itemsize(out.dtype()));
     const index_t rows_at_once = std::max<index_t>(1, block_size / std::max<index_t>(1, n));
     parallel_for((n + rows_at_once - 1) / rows_at_once, [&](index_t task) {
         const auto buffer = make_tile_buffers(1);
@@ -72,7 +73,7 @@ void assemble(const LowRankOperator& a, const Segment& out) {
                     loops.scale(std::ldexp(1.0, a.exponent / 2), values, count, values);
                     loops.scale(std::ldexp(1.0, a.exponent - a.exponent / 2), values, count, values);
                 }
-                write_tile(out, i * n + begin, count, values, buffer[0]);
+                write_tile(out, i * n + begin, count, values, buffer[0], stream);
             }
     });
 }

@@ -196,8 +196,9 @@ void dots_3(const void* const* w, const void* x, int64_t n, double* hi_lo) {
     sum_lanes_twofold(hi2, lo2, hi_lo + 4);
 }
 
-template <class T, int K>
-void combine(double base, const double* c, const void* x, const void* const* w, int64_t n, void* out) {
+template <class T, int K, bool streams>
+STEEPEST_INLINE void combine_as(double base, const double* c, const void* x, const void* const* w, int64_t n,
+                                void* out) {
     const vdouble b = broadcast(base);
     vdouble coefficients[K];
     const char* columns[K];
@@ -208,12 +209,31 @@ void combine(double base, const double* c, const void* x, const void* const* w, 
     const char* px = static_cast<const char*>(x);
     char* po = static_cast<char*>(out);
     constexpr int bytes = width * T::bytes;
-    const auto step = [&](const char* ax, const char* const* aw, int64_t offset, char* target) {
+    const auto value_at = [&](const char* ax, const char* const* aw, int64_t offset) {
         vdouble value = b * T::load(ax);
         for (int k = 0; k < K; ++k) value = multiply_add(coefficients[k], T::load(aw[k] + offset), value);
-        T::store(value, target);
+        return value;
+    };
+    // Fewer elements than a register has, on padded copies.
+    const auto some = [&](int64_t i, int64_t count) {
+        const int64_t offset = i * T::bytes;
+        char tail_x[bytes] = {}, tails[K][bytes] = {}, result[bytes];
+        const char* tail_w[K];
+        const std::size_t left = static_cast<std::size_t>(count) * T::bytes;
+        std::memcpy(tail_x, px + offset, left);
+        for (int k = 0; k < K; ++k) {
+            std::memcpy(tails[k], columns[k] + offset, left);
+            tail_w[k] = tails[k];
+        }
+        T::store(value_at(tail_x, tail_w, 0), result);
+        std::memcpy(po + offset, result, left);
     };
     int64_t i = 0;
+    if constexpr (streams) {
+        i = unaligned_elements(po, T::bytes);
+        if (i > n) i = n;
+        if (i > 0) some(0, i);
+    }
     for (; i + n_lanes <= n; i += n_lanes) {
         const int64_t offset = i * T::bytes;
         for (int64_t line = 0; line < n_lanes * T::bytes; line += 64) {
@@ -222,26 +242,23 @@ void combine(double base, const double* c, const void* x, const void* const* w, 
         }
         for (int v = 0; v < n_vectors; ++v) {
             const int64_t o = offset + v * bytes;
-            step(px + o, columns, o, po + o);
+            store<T, streams>(value_at(px + o, columns, o), po + o);
         }
     }
-    for (; i < n; i += width) {
+    for (; i + width <= n; i += width) {
         const int64_t offset = i * T::bytes;
-        if (i + width <= n) {
-            step(px + offset, columns, offset, po + offset);
-        } else {
-            char tail_x[bytes] = {}, tails[K][bytes] = {}, result[bytes];
-            const char* tail_w[K];
-            const std::size_t left = static_cast<std::size_t>(n - i) * T::bytes;
-            std::memcpy(tail_x, px + offset, left);
-            for (int k = 0; k < K; ++k) {
-                std::memcpy(tails[k], columns[k] + offset, left);
-                tail_w[k] = tails[k];
-            }
-            step(tail_x, tail_w, 0, result);
-            std::memcpy(po + offset, result, left);
-        }
+        T::store(value_at(px + offset, columns, offset), po + offset);
     }
+    if (i < n) some(i, n - i);
+    if constexpr (streams) stream_fence();
+}
+
+template <class T, int K>
+void combine(double base, const double* c, const void* x, const void* const* w, int64_t n, void* out, bool stream) {
+    if (stream && unaligned_elements(static_cast<char*>(out), T::bytes) >= 0)
+        combine_as<T, K, true>(base, c, x, w, n, out);
+    else
+        combine_as<T, K, false>(base, c, x, w, n, out);
 }
 
 // One register's worth of a row, `left` elements of it valid, the others read as zero.
@@ -316,19 +333,32 @@ void widen(const void* source, int64_t n, double* target) {
     }
 }
 
-template <class T>
-void narrow(const double* source, int64_t n, void* target) {
+template <class T, bool streams>
+STEEPEST_INLINE void narrow_as(const double* source, int64_t n, void* target) {
     char* to = static_cast<char*>(target);
-    int64_t i = 0;
-    for (; i + width <= n; i += width)
-        T::store(Float64::load(reinterpret_cast<const char*>(source + i)), to + i * T::bytes);
-    if (i < n) {
+    const auto some = [&](int64_t i, int64_t count) {
         double values[width] = {};
         char tail[width * T::bytes];
-        std::memcpy(values, source + i, static_cast<std::size_t>(n - i) * sizeof(double));
+        std::memcpy(values, source + i, static_cast<std::size_t>(count) * sizeof(double));
         T::store(Float64::load(reinterpret_cast<const char*>(values)), tail);
-        std::memcpy(to + i * T::bytes, tail, static_cast<std::size_t>(n - i) * T::bytes);
+        std::memcpy(to + i * T::bytes, tail, static_cast<std::size_t>(count) * T::bytes);
+    };
+    int64_t i = 0;
+    if constexpr (streams) {
+        i = unaligned_elements(to, T::bytes);
+        if (i > n) i = n;
+        if (i > 0) some(0, i);
     }
+    for (; i + width <= n; i += width)
+        store<T, streams>(Float64::load(reinterpret_cast<const char*>(source + i)), to + i * T::bytes);
+    if (i < n) some(i, n - i);
+    if constexpr (streams) stream_fence();
+}
+
+template <class T>
+void narrow(const double* source, int64_t n, void* target, bool stream) {
+    if (stream && unaligned_elements(static_cast<char*>(target), T::bytes) >= 0) narrow_as<T, true>(source, n, target);
+    else narrow_as<T, false>(source, n, target);
 }
 
 STEEPEST_INLINE const char* chars(const double* x) { return reinterpret_cast<const char*>(x); }

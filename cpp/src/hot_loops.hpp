@@ -24,15 +24,15 @@ struct HotLoops {
 
     // Typed loops over contiguous memory, indexed by DType.
     void (*widen[4])(const void* source, std::int64_t n, double* target);
-    void (*narrow[4])(const double* source, std::int64_t n, void* target);
+    void (*narrow[4])(const double* source, std::int64_t n, void* target, bool stream);
     PairSums (*pair_sums[4])(const void* x, const void* y, std::int64_t n);
     // The same sums x.x, x.y, y.y as if computed in more than twice the working precision: adds to sums[3 * n_lanes]
     void (*pair_sums_cascaded[4])(const void* x, const void* y, std::int64_t n, Cascade* sums);
     // hi + lo of w_k.x for k = 0 .. K-1, each as if computed in twice the working precision; indexed by K - 1
     void (*dots[max_dots][4])(const void* const* w, const void* x, std::int64_t n, double* hi_lo);
-    // out = base*x + sum_k c_k w_k; indexed by K - 1
+    // out = base*x + sum_k c_k w_k; indexed by K - 1. `stream`: past the caches, for results that will not fit in them.
     void (*combine[max_combine][4])(double base, const double* c, const void* x, const void* const* w, std::int64_t n,
-                                    void* out);
+                                    void* out, bool stream);
     // The same for m vectors x side by side, rows `stride` bytes apart, and columns of doubles: adds w.x_r to
     // hi[r] + lo[r]; out_ir = base_i x_ir + sum_k c[k m + r] w_ki.
     void (*row_dots[4])(const double* w, const void* x, std::int64_t rows, std::int64_t stride, std::int64_t m,

@@ -7,6 +7,8 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__SSE2__) && defined(__x86_64__)
+#include <emmintrin.h>
 #endif
 #if defined(__aarch64__) && !defined(_MSC_VER)
 #include <arm_neon.h>
@@ -72,7 +74,7 @@ typedef std::uint64_t vuint64;
 #endif
 
 template <class To, class From>
-STEEPEST_INLINE To bits(From x) {
+STEEPEST_INLINE To bits(const From& x) {
     static_assert(sizeof(To) == sizeof(From), "bit cast between sizes");
     To y;
     std::memcpy(&y, &x, sizeof y);
@@ -146,6 +148,67 @@ struct Float32 {
         std::memcpy(p, &y, sizeof y);
     }
 };
+
+// Stores that do not read the cache line first and leave the cache to others; `to` aligned to the number of bytes.
+template <int count>
+STEEPEST_INLINE void stream_bytes(const char* from, char* to) {
+#if defined(__SSE2__) && defined(__x86_64__)
+#if defined(__AVX512F__)
+    if constexpr (count == 64) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bits<__m512i>(*reinterpret_cast<const char(*)[64]>(from)));
+        return;
+    }
+#endif
+#if defined(__AVX2__)
+    if constexpr (count == 32) {
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits<__m256i>(*reinterpret_cast<const char(*)[32]>(from)));
+        return;
+    }
+#endif
+    if constexpr (count == 16) {
+        _mm_stream_si128(reinterpret_cast<__m128i*>(to), bits<__m128i>(*reinterpret_cast<const char(*)[16]>(from)));
+        return;
+    }
+    if constexpr (count == 8) {
+        long long value;
+        std::memcpy(&value, from, 8);
+        _mm_stream_si64(reinterpret_cast<long long*>(to), value);
+        return;
+    }
+    if constexpr (count == 4) {
+        int value;
+        std::memcpy(&value, from, 4);
+        _mm_stream_si32(reinterpret_cast<int*>(to), value);
+        return;
+    }
+#endif
+    std::memcpy(to, from, count);
+}
+
+// Before another thread may read what was streamed.
+STEEPEST_INLINE void stream_fence() {
+#if defined(__SSE2__) && defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
+template <class T, bool streams>
+STEEPEST_INLINE void store(vdouble value, char* to) {
+    if constexpr (streams) {
+        char bytes[width * T::bytes];
+        T::store(value, bytes);
+        stream_bytes<width * T::bytes>(bytes, to);
+    } else {
+        T::store(value, to);
+    }
+}
+
+// Elements of `bytes` bytes before `to` is aligned for a stream of a whole register; -1 if it never is.
+STEEPEST_INLINE std::int64_t unaligned_elements(const char* to, int bytes) {
+    const auto past = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(to) % static_cast<std::uintptr_t>(width * bytes));
+    if (past % bytes != 0) return -1;
+    return past == 0 ? 0 : width - past / bytes;
+}
 
 STEEPEST_INLINE vdouble select(vmask mask, vdouble yes, vdouble no) {
 #if defined(__GNUC__) || defined(__clang__)

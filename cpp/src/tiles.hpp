@@ -59,15 +59,18 @@ void for_each_tile(const Block& block, Visit visit) {
         visit(block.begin + done, std::min(tile_size, block.count - done));
 }
 
+// Whether results should be written past the caches: an operation on that many bytes leaves nothing of use in them.
+inline bool beyond_caches(index_t bytes) { return bytes >= (index_t{64} << 20); }
+
 // Rounds `count` doubles to the segment's type and stores them at [begin, begin + count).
 inline void write_tile(const Segment& segment, index_t begin, index_t count, const double* values,
-                       TileBuffer& buffer) {
+                       TileBuffer& buffer, bool stream = false) {
     const HotLoops& loops = hot_loops();
     if (segment.contiguous()) {
         loops.narrow[dtype_index(segment.dtype())](values, count,
-                                                   segment.data() + begin * itemsize(segment.dtype()));
+                                                   segment.data() + begin * itemsize(segment.dtype()), stream);
     } else {
-        loops.narrow[dtype_index(segment.dtype())](values, count, buffer.gathered.data());
+        loops.narrow[dtype_index(segment.dtype())](values, count, buffer.gathered.data(), false);
         segment.scatter(begin, count, buffer.gathered.data());
     }
 }

@@ -399,7 +399,7 @@ def to_user(values: Sequence[Segment], like: ArrayOrMapping) -> Any:
     def one(value: Segment, template: Array) -> Array:
         result = _empty_like(template)
         if is_torch(result):
-            return result.copy_(sys.modules["torch"].from_numpy(np.ascontiguousarray(value)))
+            return result.copy_(sys.modules["torch"].from_numpy(np.ascontiguousarray(value).reshape(result.shape)))
         result[...] = value.reshape(result.shape)
         return _in_library_of(template, result)
 

@@ -11,6 +11,7 @@ from steepest.pairs.clarke import ClarkePair, clarke
 from steepest.pairs.continuous import continuous
 from steepest.pairs.descent_pair import DescentPair
 from steepest.pairs.discrete import discrete
+from steepest.pairs.estimated import EstimatedPair, estimated
 from steepest.pairs.state_extended import state_extended, state_extended_step
 from steepest.pairs.stochastic import StochasticPair, stochastic
 from steepest.pairs.time_extended import ChangeSplit, TimeExtended, split_change, time_extended
@@ -21,12 +22,14 @@ __all__ = [
     "ClarkePair",
     "DescentPair",
     "EffectiveWindow",
+    "EstimatedPair",
     "StochasticPair",
     "TimeExtended",
     "clarke",
     "continuous",
     "discrete",
     "energies",
+    "estimated",
     "smallest_effective_window",
     "split_change",
     "state_extended",

@@ -18,6 +18,9 @@ from steepest.metric import align, metric
 
 __all__ = ["DescentPair", "RationalGram", "coarsest", "rational_gram"]
 
+#: Where on a short step Taylor's formula (16) holds, if the third derivative along it is not zero.
+LIMIT = 1.0 / 3.0
+
 Row = tuple[Fraction, ...]
 Rows = tuple[Row, ...]
 
@@ -159,6 +162,8 @@ class DescentPair:
         Inner products of the vectors; None if they are still to be computed.
     exact_descent : bool
         Whether grad.update is known by construction, as dL/lr, so that its sign is certain.
+    start : LongVector or None
+        Of the method 'taylor': views of the parameters before the step, for `taylor_point`.
     """
 
     method: str
@@ -175,6 +180,7 @@ class DescentPair:
     gram: RationalGram | None = field(default=None)
     exact_descent: bool = False
     taylor_points: tuple[float, ...] = ()
+    start: LongVector | None = None
 
     @property
     def size(self) -> int:
@@ -266,6 +272,25 @@ class DescentPair:
             A copy, in the structure, library, shape and dtype of the input.
         """
         return to_user(_segments(self._formed(1)), self.templates[1])
+
+    def taylor_point(self) -> Any:
+        """The parameters ``params + s d`` at which the pair of method 'taylor' holds the Hessian, eq (16).
+
+        Returns
+        -------
+        array or mapping
+            A copy, in the structure, library, shape and dtype of params; s is the first of `taylor_points`, or 1/3.
+
+        Raises
+        ------
+        ValueError
+            The pair was made in another way.
+        """
+        if self.start is None:
+            raise ValueError(f"expected a pair of method 'taylor', got {self.method!r}, which knows no Taylor point")
+        s = self.taylor_points[0] if self.taylor_points else LIMIT
+        moves = self.vectors[-1].segments
+        return to_user([x + s * d for x, d in zip(_segments(self.start), moves, strict=True)], self.templates[1])
 
     def _formed(self, which: int) -> LongVector:
         """Gradient (0) or update (1): a long vector itself, or a combination of them in float64."""

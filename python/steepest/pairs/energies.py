@@ -27,10 +27,13 @@ class Energy:
         ``value(state)``, a number.
     gradient : callable
         ``gradient(state)``, a mapping with the names and shapes of the state.
+    hessian_product : callable or None
+        ``hessian_product(state, vector)``, the Hessian times a vector, all such mappings; for the method 'taylor'.
     """
 
     value: Callable[[Any], float]
     gradient: Callable[[Any], State]
+    hessian_product: Callable[[Any, Any], State] | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,8 @@ class HeavyBall:
         h, positive.
     momentum : float
         mu in [0, 1).
+    hvp : callable or None
+        ``hvp(params, vector)``, the Hessian of L times a vector; for `hessian_product` alone.
 
     Raises
     ------
@@ -196,6 +201,7 @@ class HeavyBall:
     grad: LossFunction
     lr: float
     momentum: float
+    hvp: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         _check(0.0 < self.lr < math.inf, "a positive lr", self.lr)
@@ -210,6 +216,30 @@ class HeavyBall:
         """``(grad L, (mu/h) v)``."""
         params, v = _parts(state, "params", "velocity")
         return {"params": self.grad(params), "velocity": _sum((self.momentum / self.lr, v))}
+
+    def hessian_product(self, state: State, vector: State) -> dict[str, Any]:
+        """``(H a, (mu/h) b)`` for a vector (a, b) over parameters and velocity.
+
+        Parameters
+        ----------
+        state, vector : mapping
+            Parameters and velocity.
+
+        Returns
+        -------
+        dict
+            Of the same names.
+
+        Raises
+        ------
+        ValueError
+            The rule was made without `hvp`.
+        """
+        if self.hvp is None:
+            raise ValueError("expected a HeavyBall with hvp for products with the Hessian of its energy")
+        params, _ = _parts(state, "params", "velocity")
+        a, b = _parts(vector, "params", "velocity")
+        return {"params": self.hvp(params, a), "velocity": _sum((self.momentum / self.lr, b))}
 
     def step(self, state: State) -> dict[str, Any]:
         """The state after one step."""

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from steepest.arrays import Layout, LongVector, widened
 from steepest.step_rows import ordered
 
-__all__ = ["Estimate", "Samples", "Statistic", "Sums", "sample_sums", "standard_error"]
+__all__ = [
+    "Estimate",
+    "Samples",
+    "Statistic",
+    "Sums",
+    "noise_of_mean",
+    "sample_sums",
+    "standard_error",
+    "u_statistic",
+]
 
 Array = NDArray[np.float64]
 # Numbers of one block of samples in float64.
@@ -130,6 +139,8 @@ class Sums(NamedTuple):
         Of the angle between all y_i and all g_i, each stacked to one vector; NaN without samples of y.
     y_mean, g_mean : list of ndarray
         Sample means, in float64.
+    products : ndarray, shape (N,)
+        y_i.g_i.
     """
 
     n: int
@@ -141,6 +152,7 @@ class Sums(NamedTuple):
     sine_squared: float
     y_mean: list[Array]
     g_mean: list[Array]
+    products: Array
 
 
 def sample_sums(y: Samples | LongVector, g: Samples) -> Sums:
@@ -187,38 +199,61 @@ def sample_sums(y: Samples | LongVector, g: Samples) -> Sums:
                 full += float(a_sum @ a_sum)
         means[0].append(y_mean.reshape(g.layout.shapes[i]))
         means[1].append(g_mean.reshape(g.layout.shapes[i]))
-    gg, g_noise = _u_statistic(rows[3], rows[3], diagonals[2]), _noise(rows[3], diagonals[2])
+    gg, g_noise = u_statistic(rows[3], rows[3], diagonals[2]), noise_of_mean(rows[3], diagonals[2])
     if not isinstance(y, Samples):
         left = (rows[2].sum() - rows[2]) / (n - 1)
         yy = Statistic(full, np.zeros(n), np.full(n, full))
         yg = Statistic(float(rows[2].mean()), rows[2], left)
-        return Sums(n, yy, yg, gg, 0.0, g_noise, math.nan, *means)
+        return Sums(n, yy, yg, gg, 0.0, g_noise, math.nan, *means, rows[2])
     products = diagonals.sum(axis=1)
     sine_squared = math.nan
     if products[0] > 0.0 and products[2] > 0.0:
         sine_squared = 1.0 - float((products[1] / products[0]) * (products[1] / products[2]))
     return Sums(
         n,
-        _u_statistic(rows[0], rows[0], diagonals[0]),
-        _u_statistic(rows[1], rows[2], diagonals[1]),
+        u_statistic(rows[0], rows[0], diagonals[0]),
+        u_statistic(rows[1], rows[2], diagonals[1]),
         gg,
-        _noise(rows[0], diagonals[0]),
+        noise_of_mean(rows[0], diagonals[0]),
         g_noise,
         sine_squared,
         *means,
+        diagonals[1],
     )
 
 
-def _u_statistic(ab: Array, ba: Array, diagonal: Array) -> Statistic:
-    """E[a].E[b] from a_i.sum(b), b_i.sum(a) and a_i.b_i."""
+def u_statistic(ab: Array, ba: Array, diagonal: Array) -> Statistic:
+    """Unbiased estimate of E[a].E[b].
+
+    Parameters
+    ----------
+    ab, ba, diagonal : ndarray, shape (N,)
+        a_i.sum(b), b_i.sum(a) and a_i.b_i.
+
+    Returns
+    -------
+    Statistic
+        The U statistic.
+    """
     n = len(diagonal)
     total = float(ab.sum() - diagonal.sum())
     left = (total - ab - ba + 2.0 * diagonal) / ((n - 1) * (n - 2)) if n > 2 else np.full(n, math.nan)
     return Statistic(total / (n * (n - 1)), (ab + ba) / n, left)
 
 
-def _noise(rows: Array, diagonal: Array) -> float:
-    """Unbiased tr Cov/N."""
+def noise_of_mean(rows: Array, diagonal: Array) -> float:
+    """Unbiased estimate of tr Cov/N.
+
+    Parameters
+    ----------
+    rows, diagonal : ndarray, shape (N,)
+        a_i.sum(a) and a_i.a_i.
+
+    Returns
+    -------
+    float
+        At least 0.
+    """
     n = len(diagonal)
     return max(0.0, float(diagonal.sum() - rows.sum() / n) / (n * (n - 1)))
 

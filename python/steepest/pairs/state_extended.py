@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from steepest.pairs.continuous import continuous
 from steepest.pairs.descent_pair import DescentPair
-from steepest.pairs.discrete import discrete
+from steepest.pairs.discrete import Method, discrete
 
 __all__ = ["StateEnergy", "state_extended", "state_extended_step"]
 
 State = Mapping[str, Any]
-Method = Literal["trapezoid", "left", "gonzalez", "mean-value", "itoh-abe"]
 
 
 class StateEnergy(Protocol):
@@ -25,6 +24,11 @@ class StateEnergy(Protocol):
         The energy, a number.
     gradient(state)
         Its gradient, a mapping with the names and shapes of the state.
+
+    Notes
+    -----
+    For the method 'taylor' also ``hessian_product(state, vector)``, the Hessian of the energy at a state times a
+    vector, both mappings as the state.
     """
 
     @property
@@ -103,8 +107,8 @@ def state_extended_step(
         With ``value(state)`` and ``gradient(state)``, for example `steepest.pairs.energies.Energy`.
     state, state_next : mapping name -> array, or name -> mapping name -> array
         Before and after the step. The energy is given such mappings, with copies at other points.
-    method : {'trapezoid', 'left', 'gonzalez', 'mean-value', 'itoh-abe'}
-        As for `steepest.pairs.discrete`.
+    method : {'trapezoid', 'left', 'gonzalez', 'mean-value', 'itoh-abe', 'taylor'}
+        As for `steepest.pairs.discrete`; 'taylor' needs an energy with `hessian_product`.
     lr : float
         The update is the change of the state over lr; it only rescales the metric.
 
@@ -116,7 +120,7 @@ def state_extended_step(
     Raises
     ------
     ValueError
-        As `steepest.pairs.discrete`.
+        As `steepest.pairs.discrete`; or 'taylor' with an energy that has no Hessian products.
     TypeError
         As `steepest.pairs.discrete`; or not mappings.
 
@@ -127,7 +131,8 @@ def state_extended_step(
     Notes
     -----
     Sections 6 and 7 (reconstructed). Cost: two values of the energy and 2 gradients ('trapezoid'), 1 ('left',
-    'gonzalez'), or as `steepest.pairs.discrete` says.
+    'gonzalez'), or as `steepest.pairs.discrete` says. With 'taylor', `steepest.stability.natural_form` writes the step
+    with the gradient of the energy at its start.
 
     Examples
     --------
@@ -148,7 +153,7 @@ def state_extended_step(
     def gradient(flat: State) -> State:
         return _flat(energy.gradient(_nested(flat, state)), "the gradient of energy")
 
-    if method in ("trapezoid", "left"):
+    if method in ("trapezoid", "left", "taylor"):
         needed["grad"] = _flat(energy.gradient(state), "the gradient of energy")
     if method == "trapezoid":
         needed["grad_next"] = _flat(energy.gradient(state_next), "the gradient of energy")
@@ -156,6 +161,16 @@ def state_extended_step(
         needed["grad_fn"] = gradient
     if method == "itoh-abe":
         needed["loss_fn"] = lambda flat: energy.value(_nested(flat, state))
+    if method == "taylor":
+        product = getattr(energy, "hessian_product", None)
+        if product is None:
+            raise ValueError(
+                "expected an energy with hessian_product(state, vector) for method 'taylor', got "
+                f"{type(energy).__name__}"
+            )
+        needed["hvp"] = lambda flat, vector: _flat(
+            product(_nested(flat, state), _nested(vector, state)), "the product with the Hessian of energy"
+        )
     pair = discrete(before, after, **needed, method=method, lr=lr)
     return dataclasses.replace(pair, method=f"state-extended {method}")
 

@@ -10,25 +10,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, stdtr, stdtrit
+from scipy.special import ndtr, stdtr
 
-from steepest.alignment import Alignment
 from steepest.arrays import EPSILON, Layout, LongVector, long_vector, template_of
+from steepest.pairs.cosine_interval import jackknife_cosine, margin, ratio, unreliable_because
 from steepest.pairs.descent_pair import DescentPair, rational_gram
+from steepest.pairs.low_rank_operator import orthonormal, small_metric
 from steepest.pairs.sample_sums import Estimate, Samples, Sums, sample_sums, standard_error
 from steepest.pairs.shifted_metric import ShiftedMetric
+from steepest.pairs.stochastic_hessian import HessianPair, hessian_pair, hessian_samples
+from steepest.pairs.uncertain_pair import UncertainPair
 from steepest.step_rows import ordered
 
-__all__ = ["Estimate", "ShiftedMetric", "StochasticPair", "stochastic"]
+__all__ = ["Estimate", "HessianPair", "ShiftedMetric", "StochasticPair", "stochastic"]
 
 Array = NDArray[np.float64]
-LEVEL = 0.95
-# Where the interval of the cosine was found to cover (section 8).
-MIN_SAMPLES, MIN_ANGLE, MAX_ANGLE = 50, 30.0, 85.0
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class StochasticPair:
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class StochasticPair(UncertainPair):
     """What independent samples of a stochastic rule at one point say about its mean; made by `stochastic`.
 
     Attributes
@@ -36,12 +36,8 @@ class StochasticPair:
     status : str
         ``ok``; ``undefined``: an estimate of |E grad|^2 or |E update|^2 is not positive, so there is no cosine and more
         samples are needed; ``nonfinite``: the samples hold NaN or Inf, or their squares overflow.
-    n_samples : int
-        N.
     size : int
         Number of parameters n.
-    lr : float
-        Learning rate, eta.
     grad_update, grad_grad, update_update : Estimate
         E[grad].E[update], |E grad|^2, |E update|^2: unbiased, of any sign.
     grad_noise, update_noise : float
@@ -58,6 +54,13 @@ class StochasticPair:
         ``-grad_update`` in units of its standard error, and the one-sided p-value of E[grad].E[update] < 0, that is
         of descent on average to first order. Conservative near zero signal: the standard error is up to sqrt(2) too
         large there.
+    pair : DescentPair
+        The means of grad and of update/lr, as they are: their angle is biased by noise, towards 90 degrees where the
+        noise of gradient and update is independent.
+    n_samples : int
+        N.
+    lr : float
+        Learning rate, eta.
     loss_change : Estimate
         E[dL]; NaN if it was not given.
     loss_p_value : float
@@ -66,80 +69,24 @@ class StochasticPair:
         ``q = (2/lr^2) (E[dL] - lr grad L.E[g])``, an average of g^T H g; NaN without dL.
     shift : float
         ``lr q / (2 |E g|^2)`` of eq (19'), debiased; NaN without dL.
-    pair : DescentPair
-        The means of grad and of update/lr, as they are: their angle is biased by noise, towards 90 degrees where the
-        noise of gradient and update is independent.
     corrected : DescentPair or None
         Formulation (i): ``y = -grad L - shift E[g]``, for which y.E[g] = -E[dL]/lr. None without dL or if undefined.
         Its `defect` is what the noise of the sample means leaves of that.
+    hessian : HessianPair or None
+        Formulation (ii): ``y = -grad L - (lr/2) E[H g]``. None without `hessian_update`, or if its numbers are not
+        finite.
     """
 
-    status: str
     n_samples: int
-    size: int
     lr: float
-    grad_update: Estimate
-    grad_grad: Estimate
     update_update: Estimate
-    grad_noise: float
     update_noise: float
-    cosine: Estimate
-    interval: tuple[float, float]
-    reliable: bool
-    reasons: tuple[str, ...]
-    z: float
-    p_value: float
     loss_change: Estimate
     loss_p_value: float
     curvature: Estimate
     shift: float
-    pair: DescentPair
     corrected: DescentPair | None
-
-    @property
-    def angle(self) -> float:
-        """Angle between -E[grad] and E[update] in rad, of the debiased cosine clipped to [-1, 1]."""
-        return _angle(self.cosine.value)
-
-    @property
-    def flag(self) -> str:
-        """``reliable`` or ``unreliable``: whether to trust `interval`."""
-        return "reliable" if self.reliable else "unreliable"
-
-    def align(self, **options: Any) -> Alignment:
-        """Alignment of the sample means, not debiased.
-
-        Parameters
-        ----------
-        **options
-            As for `DescentPair.align`.
-
-        Returns
-        -------
-        Alignment
-            Of `pair`.
-        """
-        return self.pair.align(**options)
-
-    def metric(self, **options: Any) -> Any:
-        """The metric for which the mean update is natural gradient descent of the mean gradient.
-
-        Parameters
-        ----------
-        **options
-            As for `steepest.metric`.
-
-        Returns
-        -------
-        Metric or dict
-            Of `pair`.
-
-        Raises
-        ------
-        NotDescentError
-            The sample means do not descend.
-        """
-        return self.pair.metric(**options)
+    hessian: HessianPair | None
 
     def natural_form(self, alpha: Any = "optimal") -> ShiftedMetric:
         """The operator of eq (19'), ``(M + shift I) E[g] = -grad L`` with M the metric of `corrected`.
@@ -181,11 +128,18 @@ class StochasticPair:
                 f"{self.shift:.6g}; expected q >= 0 or lr < 2 lambda_min(M) |E g|^2/|q|: lower the learning rate"
             )
         a = self.corrected.align()
-        y, g = (long_vector(x, "mean").flat() for x in (self.corrected._operand(0), self.corrected._operand(1)))
-        directions = np.stack([-y / a.grad_norm, g / a.update_norm])
-        along = a.rho / a.cosine  # |y|^2/(y.g)
-        bulk = float(M.alpha) if self.size > 1 else along
-        return ShiftedMetric(bulk, self.shift, lowest, directions, np.array([along, -bulk]))
+        y, g = (-self.corrected._formed(0).flat(), self.corrected._formed(1).flat())
+        Q = orthonormal(g, y)
+        core = small_metric(float(M.alpha), a.rho / a.cosine, Q.T @ y / a.grad_norm, Q.T @ g / a.update_norm)
+        return ShiftedMetric(
+            bulk=float(M.alpha) + self.shift,
+            alpha=float(M.alpha),
+            shift=self.shift,
+            smallest_eigenvalue=lowest,
+            _basis=Q,
+            _core=core + self.shift * np.eye(len(core)),
+            _layout=self.corrected.vectors[0].layout,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, as plain Python values.
@@ -193,25 +147,16 @@ class StochasticPair:
         Returns
         -------
         dict
-            Field name -> value; an `Estimate` becomes two entries, the second with ``_se`` behind the name.
+            Field name -> value; an `Estimate` becomes two entries, the second with ``_se`` behind the name. What
+            `hessian` holds, under names that begin with ``hessian_``.
         """
-        found: dict[str, Any] = {}
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if isinstance(value, Estimate):
-                found |= {name: value.value, f"{name}_se": value.standard_error}
-            elif isinstance(value, tuple):
-                found[name] = list(value)
-            elif not isinstance(value, DescentPair | None):
-                found[name] = value
-        return found | {"angle": self.angle}
+        found = super().to_dict()
+        if self.hessian is not None:
+            found |= {f"hessian_{name}": value for name, value in self.hessian.to_dict().items()}
+        return found
 
-    def __repr__(self) -> str:
-        low, high = self.interval
-        return (
-            f"StochasticPair({self.status!r}, {self.n_samples} samples, n={self.size}, cosine={self.cosine.value:.6g} "
-            f"[{low:.6g}, {high:.6g}] {self.flag}, z={self.z:.3g}, p_value={self.p_value:.3g})"
-        )
+    def _source(self) -> str:
+        return f"{self.n_samples} samples"
 
 
 def stochastic(
@@ -221,6 +166,7 @@ def stochastic(
     loss_change: Any = None,
     lr: float = 1.0,
     full_gradient: Any = None,
+    hessian_update: Any = None,
 ) -> StochasticPair:
     """Pair of the means of a stochastic rule, with the inner products freed from the bias of sampling noise.
 
@@ -237,11 +183,19 @@ def stochastic(
         Learning rate: g = update/lr.
     full_gradient : array or mapping, optional
         The gradient without noise, without the first axis: only the update is noisy then.
+    hessian_update : array, mapping or callable, optional
+        For formulation (ii): H_xi times the update of each sample, same shape as `update`; or ``hvp(update_i)``, which
+        is called for each sample, in the structure of one update. H_xi is a symmetric matrix with update_i.H_xi
+        update_i = 2 (dL_i - grad L.update_i): the Hessian at the Taylor point of the step, or its average 2 int_0^1
+        (1 - t) H(params + t update_i) dt, for which the product is 2 (gradient averaged over the step - grad L). With
+        the Hessian at `params`, as of `steepest.stability.finite_difference_hvp`, that holds to O(|update|^3), and
+        exactly for quadratic losses; `StochasticPair.hessian.remainder` measures what is missing.
 
     Returns
     -------
     StochasticPair
-        Estimates, tests, and the pairs of the means.
+        Estimates, tests, and the pairs of the means. With `loss_change`, `corrected` and `natural_form` are formulation
+        (i); with `hessian_update`, `hessian` is formulation (ii).
 
     Raises
     ------
@@ -250,15 +204,20 @@ def stochastic(
     TypeError
         An unsupported dtype or type.
 
+    See Also
+    --------
+    steepest.pairs.estimated : For a gradient estimated from losses, and an update without noise.
+
     Notes
     -----
-    Section 8 (derived). For samples a_i, b_i the U statistic ``(sum_i sum_j a_i.b_j - sum_i a_i.b_i)/(N (N-1))`` is an
-    unbiased estimate of E[a].E[b]; the inner product of the means is biased by tr Cov(a, b)/N. Its standard error is
-    std_i(a_i.bbar + b_i.abar)/sqrt(N). The cosine is U_yg/sqrt(U_yy U_gg), with a jackknife standard error that is
-    undefined if one of its N values is. It is flagged `reliable` where |E y|^2 >= 2 tr Cov(y)/N, |E g|^2 >= 2 tr
-    Cov(g)/N, N >= 50 and the angle is 30 to 85 degrees, and where there is no noise in the angle at all.
+    Section 8 (derived; formulation (ii) reconstructed). For samples a_i, b_i the U statistic ``(sum_i sum_j a_i.b_j -
+    sum_i a_i.b_i)/(N (N-1))`` is an unbiased estimate of E[a].E[b]; the inner product of the means is biased by tr
+    Cov(a, b)/N. Its standard error is std_i(a_i.bbar + b_i.abar)/sqrt(N). The cosine is U_yg/sqrt(U_yy U_gg), with a
+    jackknife standard error that is undefined if one of its N values is. It is flagged `reliable` where |E y|^2 >= 2 tr
+    Cov(y)/N, |E g|^2 >= 2 tr Cov(g)/N, N >= 50 and the angle is 30 to 85 degrees, and where there is no noise in the
+    angle at all.
 
-    All sums and the N leave-one-out values need only the rows sums and the diagonals of the Gram matrix of the samples:
+    All sums and the N leave-one-out values need only the row sums and the diagonals of the Gram matrix of the samples:
     one pass over the samples, O(N n), in float64.
 
     Examples
@@ -271,6 +230,14 @@ def stochastic(
     >>> found = stochastic(grad, update)
     >>> found.flag, bool(found.p_value < 1e-6), bool(abs(np.degrees(found.angle) - 34.695) < 5)
     ('reliable', True, True)
+
+    Formulation (ii), for a quadratic loss with Hessian H:
+
+    >>> H = np.diag([2.0, 0.5])
+    >>> found = stochastic(grad, 0.1 * update, lr=0.1, hessian_update=lambda u: H @ u)
+    >>> form = found.hessian.natural_form()
+    >>> np.allclose(form @ update.mean(axis=0), -grad.mean(axis=0))
+    True
     """
     if not 0.0 < lr < math.inf:
         raise ValueError(f"expected a positive, finite lr, got {lr!r}")
@@ -292,10 +259,11 @@ def stochastic(
     )
     yy, yg, gg = (x.estimate if finite else none for x in (s.yy, s.yg, s.gg))
     defined = finite and yy.value > 0.0 and gg.value > 0.0
-    cosine, margin = _cosine(s) if defined else (none, nan)
+    cosine = jackknife_cosine(s) if defined else none
+    half = margin(cosine.standard_error, g.n - 1)
     dtype = max(y.coarsest, g.coarsest, key=EPSILON.__getitem__)
-    reasons = _reasons(s, cosine, EPSILON[dtype]) if defined else ("the cosine is undefined",)
-    z = _ratio(-yg.value, yg.standard_error)
+    reasons = unreliable_because(s, cosine, EPSILON[dtype]) if defined else ("the cosine is undefined",)
+    z = ratio(-yg.value, yg.standard_error)
 
     change, curvature, c = none, none, nan
     if changes is not None and finite:
@@ -304,6 +272,8 @@ def stochastic(
         factor = 2.0 / lr**2
         curvature = Estimate(factor * (mean - yg.value), factor * standard_error(changes - s.yg.influence))
         c = (mean - yg.value) / gg.value if gg.value > 0.0 else nan
+    if hessian_update is not None:
+        products = hessian_samples(hessian_update, update, g)
     pair, corrected = _pairs(y, g, s, grad if full_gradient is None else full_gradient, update, lr, c, change.value)
     return StochasticPair(
         status="ok" if defined else "undefined" if finite else "nonfinite",
@@ -316,59 +286,19 @@ def stochastic(
         grad_noise=s.y_noise if finite else nan,
         update_noise=s.g_noise if finite else nan,
         cosine=cosine,
-        interval=(cosine.value - margin, cosine.value + margin),
+        interval=(cosine.value - half, cosine.value + half),
         reliable=not reasons,
         reasons=reasons,
         z=z,
         p_value=float(ndtr(-z)),
         loss_change=change,
-        loss_p_value=float(stdtr(g.n - 1, _ratio(change.value, change.standard_error))),
+        loss_p_value=float(stdtr(g.n - 1, ratio(change.value, change.standard_error))),
         curvature=curvature,
         shift=lr * c,
         pair=pair,
         corrected=corrected,
+        hessian=None if hessian_update is None or not finite else hessian_pair(products, g, s, pair, lr, changes),
     )
-
-
-def _ratio(value: float, error: float) -> float:
-    if error == 0.0 and value != 0.0:
-        return math.copysign(math.inf, value)
-    return value / error if error else math.nan
-
-
-def _cosine(s: Sums) -> tuple[Estimate, float]:
-    """Debiased cosine with its jackknife error, and half the width of the interval."""
-    value = -s.yg.value / math.sqrt(s.yy.value) / math.sqrt(s.gg.value)
-    error = math.nan
-    if (s.yy.left_out > 0.0).all() and (s.gg.left_out > 0.0).all():  # else, or with N = 2, NaN
-        left = -s.yg.left_out / np.sqrt(s.yy.left_out) / np.sqrt(s.gg.left_out)
-        error = math.sqrt((s.n - 1) / s.n * float(np.square(left - left.mean()).sum()))
-    return Estimate(value, error), float(stdtrit(s.n - 1, 0.5 + LEVEL / 2)) * error
-
-
-def _reasons(s: Sums, cosine: Estimate, eps: float) -> tuple[str, ...]:
-    """Why the interval is not to be trusted."""
-    # Rounding of the samples to their type is no noise; nor are the sums of squares better than 1e-14.
-    rounding = eps**2 + 1e-14
-    quiet = s.y_noise <= rounding * s.yy.value and s.g_noise <= rounding * s.gg.value
-    if quiet or s.sine_squared <= rounding:
-        return ()
-    found = []
-    if not math.isfinite(cosine.standard_error):
-        found.append("the jackknife is undefined: without one of the samples a squared norm is not positive")
-    if s.n < MIN_SAMPLES:
-        found.append(f"{s.n} samples, fewer than {MIN_SAMPLES}")
-    for name, squared, noise in (("grad", s.yy.value, s.y_noise), ("update", s.gg.value, s.g_noise)):
-        if squared < 2.0 * noise:
-            found.append(f"|E {name}|^2 = {squared:.3g} is less than twice its noise tr Cov/N = {noise:.3g}")
-    degrees = math.degrees(_angle(cosine.value))
-    if not MIN_ANGLE <= degrees <= MAX_ANGLE:
-        found.append(f"the angle of {degrees:.3g} degrees is not between {MIN_ANGLE:g} and {MAX_ANGLE:g}")
-    return tuple(found)
-
-
-def _angle(cosine: float) -> float:
-    return math.acos(min(1.0, max(-1.0, cosine))) if math.isfinite(cosine) else math.nan
 
 
 def _changes(x: Any, n: int) -> Array:

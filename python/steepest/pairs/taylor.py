@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
 
-__all__ = ["LIMIT", "taylor_points"]
+from steepest.arrays import EPSILON, LongVector, to_user, widened
+from steepest.pairs.descent_pair import LIMIT, DescentPair, rational_gram
+from steepest.pairs.finite_step import FiniteStep, norm
 
-#: The point towards which s tends as the step becomes short, where the third derivative along it is not zero.
-LIMIT = 1.0 / 3.0
+__all__ = ["taylor", "taylor_points"]
 
 
 def taylor_points(
@@ -73,3 +77,66 @@ def taylor_points(
             f"explains {rounding[1]:.2g}: raise n_scan, or check that loss, grad and hvp belong to one function"
         )
     return tuple(sorted(points))
+
+
+def taylor(step: FiniteStep, grad: Any, hvp: Callable[[Any, Any], Any], n_scan: int) -> DescentPair:
+    """``grad + H(params + s d) d / 2``, with an s for which it is a discrete gradient.
+
+    Parameters
+    ----------
+    step : FiniteStep
+        The step.
+    grad : array or mapping
+        At params.
+    hvp : callable
+        ``hvp(params, vector)``.
+    n_scan : int
+        Intervals of the scan.
+
+    Returns
+    -------
+    DescentPair
+        With what it takes to evaluate H at that point again: `DescentPair.taylor_point`.
+
+    Raises
+    ------
+    ValueError
+        No such point on the scan; numbers out of range.
+    """
+    if n_scan != int(n_scan) or n_scan < 1:
+        raise ValueError(f"expected n_scan to be an integer of at least 1, got {n_scan!r}")
+    start, moves = step.matched(grad, "grad"), step.displacement.segments
+    vector = to_user(moves, step.template)
+    one, length = Fraction(1), math.hypot(*map(norm, moves))
+    gram = rational_gram((start, step.displacement))
+    points: tuple[float, ...] = ()
+
+    def product(s: float) -> LongVector:
+        return step.copied(hvp(step.point(s), vector), "the result of hvp")
+
+    if gram.finite and length > 0.0:
+        middle = product(LIMIT)  # now the coarsest type is known
+        # Of losses too, which are sums over at least as many terms in the same arithmetic, as a rule.
+        unit = 8.0 * math.sqrt(step.start.size) * EPSILON[step.coarsest]
+
+        def curvature(s: float) -> tuple[float, float]:
+            segments = middle.segments if s == LIMIT else product(s).segments
+            value = sum(float(np.sum(a * b)) for a, b in zip(segments, moves, strict=True))
+            return value, unit * length * math.hypot(*map(norm, segments))
+
+        first = gram.product((one, one * 0), (one * 0, one))
+        slope = math.hypot(*[norm(widened(x, t)) for x, t in zip(start.segments, start.dtypes, strict=True)])
+        # Terms of the loss may be larger than the loss: about as large as what the gradient says for params itself.
+        size = math.hypot(*map(norm, step.starts()))
+        usual = 2.0 * unit * (step.loss_scale + slope * length)
+        rounding = usual, usual + 2.0 * unit * slope * size
+        try:
+            target = float(2 * (step.loss_change - first))
+        except OverflowError as error:
+            raise ValueError(
+                f"|grad| = {slope:.6g} times |params_next - params| = {length:.6g} is out of the range of float64: "
+                "rescale the loss or the parameters"
+            ) from error
+        points = taylor_points(curvature, target, rounding, int(n_scan))
+    gradients = {"grad": start, "hessian @ displacement": product(points[0] if points else LIMIT)}
+    return step.corrected("taylor", gradients, grad, (one, one / 2), taylor_points=points, start=step.start)

@@ -13,7 +13,7 @@ import numpy as np
 from steepest.analysis.windows import falls_over, least_window
 from steepest.arrays import EPSILON, LongVector, long_vector, template_of
 from steepest.pairs.descent_pair import DescentPair, RationalGram, Row, coarsest, rational_gram
-from steepest.pairs.discrete import _Step
+from steepest.pairs.finite_step import FiniteStep
 from steepest.recording import Recording
 
 __all__ = ["EffectiveWindow", "smallest_effective_window", "windowed"]
@@ -117,7 +117,7 @@ def windowed(
 
     ends = [recording.vectors(t).params for t in (start, start + length)]
     if ends[0] is not None and ends[1] is not None:
-        made = _Step(ends[0], ends[1], loss, loss_after, float(lr))
+        made = FiniteStep(ends[0], ends[1], loss, loss_after, float(lr))
         made.loss_change = change
         matched = {name: made.matched(grad, name) for name, grad in grads.items()}
         return made.corrected(method, matched, next(iter(grads.values())))

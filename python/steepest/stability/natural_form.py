@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -163,9 +164,12 @@ def natural_form(
     pair : DescentPair
         Of the step, by `steepest.pairs.discrete` with the same learning rate: gradient DG, update g = d/lr.
     hvp : callable, array or LinearOperator
-        Products with a symmetric H for which ``DG = grad + (lr/2) H g``: the Hessian at the Taylor point for eq (16);
-        ``lambda v: h * v`` with `curvature_along` for the 'left' pair of recorded data. A callable takes and returns
-        vectors of the structure of the update.
+        For a pair of method 'taylor' the ``hvp(params, vector)`` that it was made with: it is evaluated at the Taylor
+        point that the pair has found. For other pairs products ``hvp(vector)`` with a symmetric H for which
+        ``DG = grad + (lr/2) H g``, as ``lambda v: h * v`` with `curvature_along` for the 'left' pair of recorded data,
+        or the Hessian anywhere for the 'trapezoid' pair of a quadratic loss; a callable of one argument, a matrix and
+        an operator mean that for pairs of method 'taylor' too, with `DescentPair.taylor_point`. A callable takes and
+        returns vectors of the structure of the update.
     lr : float
         Learning rate.
     alpha : float or {'optimal', 'sufficient'}
@@ -205,6 +209,15 @@ def natural_form(
     >>> form = stability.natural_form(pair, H, 0.5)
     >>> np.allclose(x - 0.5 * form.solve(H @ x), x_next)
     True
+
+    A loss that is not quadratic, L = sum(x^4)/4, with its Hessian at the Taylor point:
+
+    >>> hvp, x_next = lambda x, v: 3.0 * x**2 * v, np.array([-0.2, 0.5])
+    >>> losses = {"loss": 0.5, "loss_next": float(np.sum(x_next**4)) / 4}
+    >>> pair = pairs.discrete(x, x_next, **losses, grad=x**3, hvp=hvp, method="taylor", lr=0.5)
+    >>> form = stability.natural_form(pair, hvp, 0.5)
+    >>> np.allclose(x - 0.5 * form.solve(x**3), x_next)
+    True
     """
     if not (float(lr) > 0.0 and math.isfinite(lr)):
         raise ValueError(f"expected a positive finite lr, got {lr}")
@@ -214,7 +227,7 @@ def natural_form(
     g, y = pair._formed(1).flat(), -pair._formed(0).flat()
     n = g.size
     metric = pair.metric() if isinstance(alpha, str) else pair.metric(alpha=alpha)
-    hessian = flat_operator(hvp, pair.templates[1])
+    hessian = flat_operator(_at_taylor_point(hvp, pair), pair.templates[1])
     dense = np.column_stack([hessian(e) for e in np.eye(n)]) if n <= _DENSE else None
     if dense is not None:
         asymmetry = float(np.abs(dense - dense.T).max())
@@ -259,6 +272,20 @@ def natural_form(
             "pass alpha='sufficient'"
         )
     return NaturalForm(metric, float(lr), metric.alpha, smallest, -y0, layout, product)
+
+
+def _at_taylor_point(hvp: Any, pair: DescentPair) -> Any:
+    """``hvp(params, vector)`` as ``hvp(vector)`` where the pair of a Taylor formula has its point."""
+    if pair.start is None or not callable(hvp) or hasattr(hvp, "matvec"):
+        return hvp
+    try:
+        inspect.signature(hvp).bind(None, None)
+    except TypeError:
+        return hvp  # of one argument
+    except ValueError:  # compiled, without a signature
+        pass
+    point = pair.taylor_point()
+    return lambda v: hvp(point, v)
 
 
 def _certified(product: Any, metric: Metric, dense: Any, lr: float, rng: Any) -> RitzValue:

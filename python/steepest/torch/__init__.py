@@ -14,9 +14,10 @@ except ModuleNotFoundError as error:
     raise
 
 from steepest.row_format import Keep, Objective
+from steepest.torch.hessian import hessian_vector_product
 from steepest.torch.tracker import Tracker
 
-__all__ = ["Tracker", "track"]
+__all__ = ["Tracker", "hessian_vector_product", "track"]
 
 
 def track(
