@@ -216,7 +216,7 @@ class _Point:
 
 def _projection(c: Array, weights: Array, s: Array, target: float, limit: int) -> tuple[_Point, int]:
     """The A >= 0 with the least ``sum weights (A - c)^2 / 2``, to a gap of `target`, and the number of iterations."""
-    point = _Point(c, c, weights)
+    point = best = _Point(c, c, weights)
     iterations, burst = 0, 8
     rho = math.sqrt(float(weights.max()))  # Douglas-Rachford: the geometric mean of the weights' range, from 1 up
     while point.gap > target and iterations < limit:
@@ -227,23 +227,24 @@ def _projection(c: Array, weights: Array, s: Array, target: float, limit: int) -
             if trial.gap < (1.0 - 0.5 * shrink) * point.gap:
                 break
         else:
-            multiplier = point.a - point.w
-            trial = point
-            w = point.a - multiplier / rho
+            w = point.a - (point.a - point.w) / rho
             for _ in range(min(burst, limit - iterations)):
-                values, q = np.linalg.eigh(w)
-                q = q[:, values > 0.0]
-                a = (q * values[values > 0.0]) @ q.T
+                a = _positive_part(w)
                 w = w + (weights * c + rho * (2.0 * a - w)) / (weights + rho) - a
-                w = 0.5 * (w + w.T)
                 iterations += 1
-            values, q = np.linalg.eigh(w)
-            a = (q * np.maximum(values, 0.0)) @ q.T
+            a = _positive_part(w)
             trial = _Point(a - rho * (a - w), c, weights)
             iterations += 2
             burst = min(2 * burst, 64)
         point = trial
-    return point, iterations
+        best = min(best, point, key=lambda one: one.gap)
+    return best, iterations
+
+
+def _positive_part(w: Array) -> Array:
+    values, q = np.linalg.eigh(w)
+    q = q[:, values > 0.0]
+    return np.asarray((q * values[values > 0.0]) @ q.T)
 
 
 def _newton_step(point: _Point, s: Array) -> Array:
