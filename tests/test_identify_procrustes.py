@@ -136,7 +136,8 @@ def test_singular_values_over_four_decades(seed):
     assert found.converged
     assert found.iterations < 200
     assert 0 < np.count_nonzero(found.eigenvalues == 0.0) < 30
-    assert_optimal(X, B, found, 1e-9)
+    assert_optimal(X, B, found, 1e-7)
+    assert found.gap <= 1e-12 * found.residual
 
 
 def test_converged_is_not_said_of_an_unfinished_solution():
@@ -148,6 +149,20 @@ def test_converged_is_not_said_of_an_unfinished_solution():
     assert early.residual > full.residual * (1 + 1e-10)
     assert early.residual - early.gap <= full.residual  # the gap is a bound, converged or not
     assert full.gap <= 1e-10 * full.residual
+
+
+def test_a_start_saves_iterations_and_changes_nothing():
+    rng = np.random.default_rng(3)
+    X, B = spread(rng, 20, 50, 1e4), rng.normal(size=(20, 50))
+    cold = spd_procrustes(X, B)
+    later = B + 1e-4 * rng.normal(size=B.shape)
+    for start, most in ((cold.A, cold.iterations // 2), (1e6 * np.eye(20), 500), (np.zeros((20, 20)), 500)):
+        warm = spd_procrustes(X, later, start=start)
+        assert warm.converged
+        assert warm.iterations <= most
+        assert warm.residual == pytest.approx(spd_procrustes(X, later).residual, rel=1e-10)
+    with pytest.raises(ValueError, match="start"):
+        spd_procrustes(X, B, start=np.eye(3))
 
 
 def test_directions_below_the_rank_tolerance_are_left_open():

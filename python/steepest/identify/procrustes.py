@@ -71,6 +71,7 @@ def spd_procrustes(
     max_iterations: int = 500,
     epsilon: float = 1e-8,
     rank_tolerance: float | None = None,
+    start: Array | None = None,
 ) -> Procrustes:
     """Symmetric positive semidefinite A with the least ``|A X - B|_F``.
 
@@ -88,6 +89,9 @@ def spd_procrustes(
     rank_tolerance : float, optional
         Singular values of X below this share of the largest one count as 0; by default ``8 max(n, k)`` times the
         relative precision of float64. With noisy X, a larger one: the work grows with the spread of what is kept.
+    start : ndarray, shape (n, n), optional
+        Symmetric; very near the solution, as late in an alternation, it saves iterations. It does not change what
+        is found.
 
     Returns
     -------
@@ -110,7 +114,8 @@ def spd_procrustes(
     ``F(W) = h o (W_+ - C') - W_- = 0``, and the duality gap is ``sum F_ij^2 / (2 h_ij)``. Semismooth Newton steps with
     conjugate gradients; where one does not lower the gap, Douglas-Rachford steps, which converge from anywhere.
 
-    Cost: an SVD, and about 10 to 30 eigendecompositions of n x n with some 10 to 100 products n x n each. Memory: about
+    Cost: an SVD, and about 10 to 30 eigendecompositions of n x n with some 10 to 200 products n x n each, more for a
+    wider spread of s (beyond 10^6 it may not converge; see `rank_tolerance`). Memory: about
     15 matrices n x n.
 
     Examples
@@ -128,6 +133,10 @@ def spd_procrustes(
     if not (np.isfinite(x).all() and np.isfinite(b).all()):
         raise ValueError("expected finite X and B, got NaN or infinite numbers: leave out the columns that have them")
     n, k = x.shape
+    if start is not None and (np.shape(start) != (n, n) or not np.isfinite(start).all()):
+        raise ValueError(
+            f"expected a finite start of shape {(n, n)}, got shape {np.shape(start)}, or numbers that are not"
+        )
     smallest = 8 * max(n, k) * _EPS if rank_tolerance is None else rank_tolerance
     if not (0.0 < tolerance < 1.0 and 0.0 < epsilon < 1.0 and 0.0 < smallest < 1.0 and max_iterations >= 0):
         raise ValueError(
@@ -148,7 +157,8 @@ def spd_procrustes(
     z = u.T @ (b @ v)
     inside = b - (b @ v) @ v.T  # what no A reaches: the part of B outside of the rows of X
     floor = outside + float(np.sum(inside**2))
-    a11, converged, iterations, gap, zeros = _full_rank(z[:rank], s, floor, tolerance, max_iterations)
+    near = None if start is None else u[:, :rank].T @ np.ldexp(start, ex - eb) @ u[:, :rank]
+    a11, converged, iterations, gap, zeros = _full_rank(z[:rank], s, floor, tolerance, max_iterations, near)
     eigen = np.linalg.eigh(a11)
     eigenvalues = np.maximum(eigen[0], 0.0)
     eigenvalues[:zeros] = 0.0
@@ -177,7 +187,9 @@ def _unit(x: Array) -> tuple[Array, int]:
     return np.ldexp(x, -exponent), exponent
 
 
-def _full_rank(z: Array, s: Array, floor: float, tolerance: float, limit: int) -> tuple[Array, bool, int, float, int]:
+def _full_rank(
+    z: Array, s: Array, floor: float, tolerance: float, limit: int, near: Array | None
+) -> tuple[Array, bool, int, float, int]:
     """The A >= 0 with the least ``|A diag(s) - z|``; converged, iterations, gap, number of eigenvalues that are 0."""
     c = (z * s + (z * s).T) / (s[:, None] ** 2 + s**2)
     root = np.sqrt(s)
@@ -190,8 +202,13 @@ def _full_rank(z: Array, s: Array, floor: float, tolerance: float, limit: int) -
     least = float(np.sum((c * s - z) ** 2)) + floor
     size = float(np.sum(weights * c_scaled**2))
     # Newton's last step overshoots by far, so the stricter target costs next to nothing
-    target = 0.5 * max(tolerance**2 * size, 1e-6 * tolerance * least)
-    point, iterations = _projection(c_scaled, weights, s, target, limit)
+    target = 0.5 * max(tolerance**2 * size, 1e-3 * tolerance * least)
+    begin = _Point(c_scaled, c_scaled, weights)
+    if near is not None:
+        w = _positive_part(near * root * root[:, None])
+        w = w - _positive_part(weights * (w - c_scaled))
+        begin = min(begin, _Point(w, c_scaled, weights), key=lambda one: one.gap)
+    point, iterations = _projection(begin, c_scaled, weights, s, target, limit)
     a = point.a / (root * root[:, None])
     residual = float(np.sum((a * s - z) ** 2)) + floor
     gap = 2.0 * point.gap
@@ -214,9 +231,9 @@ class _Point:
         self.gap = 0.5 * float(np.sum(self.f**2 / weights))
 
 
-def _projection(c: Array, weights: Array, s: Array, target: float, limit: int) -> tuple[_Point, int]:
+def _projection(begin: _Point, c: Array, weights: Array, s: Array, target: float, limit: int) -> tuple[_Point, int]:
     """The A >= 0 with the least ``sum weights (A - c)^2 / 2``, to a gap of `target`, and the number of iterations."""
-    point = best = _Point(c, c, weights)
+    point = best = begin
     iterations, burst = 0, 8
     rho = math.sqrt(float(weights.max()))  # Douglas-Rachford: the geometric mean of the weights' range, from 1 up
     while point.gap > target and iterations < limit:
