@@ -8,12 +8,12 @@ import warnings
 
 import numpy as np
 import pytest
-from oracles import mp
 from scipy.linalg import eigh, expm, logm
 from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 import steepest
+from oracles import mp
 from steepest.identify.reference import reference_distance
 from steepest.identify.reference_course import reference_course
 
@@ -365,5 +365,5 @@ def test_natural_gradient_in_the_gauss_newton_geometry(network):
     # The operator of the package itself, without export: too singular to solve without damping, and told so
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match="damping|positive definite"):
+        with pytest.raises(ValueError, match=r"damping|positive definite"):
             reference_distance(np.random.default_rng(0).normal(size=n), -grad, ggn)

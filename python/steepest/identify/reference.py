@@ -153,8 +153,8 @@ def reference_distance(
     >>> grad, v = np.array([1.0, 2.0, -1.0]), np.array([1.0, 4.0, 9.0])
     >>> float(reference_distance(grad, -0.1 * grad / np.sqrt(v), np.sqrt(v))) < 1e-15
     True
-    >>> round(float(reference_distance(grad, -0.1 * grad, np.sqrt(v))), 4)
-    0.1014
+    >>> round(float(reference_distance(grad, -0.1 * grad, np.sqrt(v))), 4)  # -log(0.9)/2
+    0.0527
     """
     check_options(kind, scale, rtol)
     y, g = matched_pair(grad, update)
@@ -269,7 +269,9 @@ def parts(y: LongVector, g: LongVector, reference: Any, solve: Callable[[Any], A
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError
+        As there.
+    TypeError
         As there.
     """
     reference = _as_known(reference)
