@@ -1,0 +1,154 @@
+"""The fitted steps as rows in memory, for families that need all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steepest.arrays import Layout
+from steepest.identify.passes import CHUNK, ScaledStep
+
+__all__ = ["KeptRows", "members"]
+
+Array = NDArray[np.float64]
+
+
+def members(layout: Layout, block: int) -> range:
+    """Which arrays of a layout belong to a block.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of the run.
+    block : int
+        Place in the blocks, ``(all)`` first.
+
+    Returns
+    -------
+    range
+        Places in the layout.
+    """
+    return range(len(layout.sizes)) if block == 0 else range(block - 1, block)
+
+
+class KeptRows:
+    """y = -grad and g = update of up to `capacity` steps, one row each, for every array of the layout.
+
+    Float64 where an array has it, else float32, into which narrower types go exactly: 2 n steps numbers in all.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of the run.
+    capacity : int
+        Number of steps.
+
+    Attributes
+    ----------
+    count : int
+        Steps that are kept.
+    exponents : tuple of int
+        Units of y and g.
+    """
+
+    def __init__(self, layout: Layout, capacity: int) -> None:
+        self.layout = layout
+        self.count = 0
+        self.exponents = (0, 0)
+        self._capacity = capacity
+        self._y: list[NDArray[np.floating]] = []
+        self._g: list[NDArray[np.floating]] = []
+
+    def add(self, step: ScaledStep) -> None:
+        """Keep one more step.
+
+        Parameters
+        ----------
+        step : ScaledStep
+            Copied.
+        """
+        if not self._y:
+            for size, *dtypes in zip(self.layout.sizes, step.grad.dtypes, step.update.dtypes, strict=True):
+                dtype = np.float64 if "float64" in dtypes else np.float32
+                self._y.append(np.empty((self._capacity, size), dtype))
+                self._g.append(np.empty((self._capacity, size), dtype))
+            self.exponents = step.exponents
+        for i, at, y, g in step.chunks():
+            self._y[i][self.count, at], self._g[i][self.count, at] = y, g
+        self.count += 1
+
+    def dtype(self, block: int) -> str:
+        """The finest type of a block, 'float64' or 'float32'.
+
+        Parameters
+        ----------
+        block : int
+            Place in the blocks.
+
+        Returns
+        -------
+        str
+            Float64 if nothing is kept.
+        """
+        found = {str(self._y[i].dtype) for i in members(self.layout, block)} if self._y else {"float64"}
+        return "float64" if "float64" in found else "float32"
+
+    def chunks(self, array: int) -> Iterator[tuple[slice, Array, Array]]:
+        """Runs of elements of all rows.
+
+        Parameters
+        ----------
+        array : int
+            Place in the layout.
+
+        Yields
+        ------
+        at : slice
+            Of the array, flat.
+        y, g : ndarray, shape (count, elements)
+            Float64, to read only.
+        """
+        for begin in range(0, self.layout.sizes[array], CHUNK):
+            at = slice(begin, begin + CHUNK)
+            y, g = (np.asarray(x[array][: self.count, at], np.float64) for x in (self._y, self._g))
+            yield at, y, g
+
+    def grams(self) -> list[tuple[Array, Array, Array]]:
+        """Inner products of all rows.
+
+        Returns
+        -------
+        list of (ndarray, ndarray, ndarray)
+            G^T G, G^T Y, Y^T Y, shape (count, count), for each array.
+        """
+        found = []
+        for i in range(len(self.layout.sizes)):
+            gg, gy, yy = (np.zeros((self.count, self.count)) for _ in range(3))
+            for _, y, g in self.chunks(i) if self.count else ():
+                gg += g @ g.T
+                gy += g @ y.T
+                yy += y @ y.T
+            found.append((gg, gy, yy))
+        return found
+
+    def combined(self, array: int, of_g: Array, of_y: Array) -> NDArray[np.floating]:
+        """Linear combinations of the rows.
+
+        Parameters
+        ----------
+        array : int
+            Place in the layout.
+        of_g, of_y : ndarray, shape (m, count)
+            Coefficients.
+
+        Returns
+        -------
+        ndarray, shape (m, size)
+            ``of_g @ G + of_y @ Y``, in the type of the rows.
+        """
+        out = np.empty((len(of_g), self.layout.sizes[array]), self._y[array].dtype)
+        for at, y, g in self.chunks(array):
+            out[:, at] = of_g @ g + of_y @ y
+        return out
