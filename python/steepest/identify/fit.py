@@ -12,6 +12,7 @@ import numpy as np
 from steepest.arrays import ArrayOrMapping
 from steepest.identify.ceiling import Ceiling, ceiling_of, replicate_products
 from steepest.identify.diagonal import fit_diagonal
+from steepest.identify.diagonal_low_rank import fit_diagonal_low_rank
 from steepest.identify.fitted import FitStatus, Fitted
 from steepest.identify.identification import BlockFit, Family, Identification
 from steepest.identify.multi_secant import fit_multi_secant
@@ -25,6 +26,7 @@ __all__ = ["identify"]
 _FAMILIES: dict[Family, Callable[..., Fitted]] = {
     "scalar": fit_scalar,
     "diagonal": fit_diagonal,
+    "diagonal+low-rank": fit_diagonal_low_rank,
     "multi-secant": fit_multi_secant,
 }
 _FEW_BLOCKS = 20  # held-out stretches longer than the correlation, for an interval that covers

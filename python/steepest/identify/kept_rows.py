@@ -13,6 +13,7 @@ from steepest.identify.passes import CHUNK, ScaledStep
 __all__ = ["KeptRows", "members"]
 
 Array = NDArray[np.float64]
+_BATCH = 1 << 20  # numbers at a time
 
 
 def members(layout: Layout, block: int) -> range:
@@ -114,6 +115,32 @@ class KeptRows:
             at = slice(begin, begin + CHUNK)
             y, g = (np.asarray(x[array][: self.count, at], np.float64) for x in (self._y, self._g))
             yield at, y, g
+
+    def batches(self, block: int) -> Iterator[tuple[Array, Array]]:
+        """A few whole rows at a time.
+
+        Parameters
+        ----------
+        block : int
+            Place in the blocks.
+
+        Yields
+        ------
+        y, g : ndarray, shape (rows, size of the block)
+            Float64, to read only.
+        """
+        own = members(self.layout, block)
+        size = sum(self.layout.sizes[i] for i in own)
+        step = max(1, _BATCH // size)
+        for begin in range(0, self.count, step):
+            at = slice(begin, min(begin + step, self.count))
+            y, g = (
+                np.asarray(x[own[0]][at], np.float64)
+                if len(own) == 1
+                else np.concatenate([x[i][at] for i in own], axis=1, dtype=np.float64)
+                for x in (self._y, self._g)
+            )
+            yield y, g
 
     def grams(self) -> list[tuple[Array, Array, Array]]:
         """Inner products of all rows.

@@ -1,0 +1,348 @@
+"""The family diag(d) + U U^T with few columns U: a diagonal, and directions that stand out of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from steepest.arrays import Layout
+from steepest.identify.fitted import BlockFacts, FitStatus, Fitted
+from steepest.identify.kept_rows import KeptRows, members
+from steepest.identify.passes import ScaledStep, fit_and_score, scaled_steps
+from steepest.identify.steps import Steps
+from steepest.metrics.diagonal_low_rank import DiagonalLowRankMetric
+
+__all__ = ["fit_diagonal_low_rank"]
+
+Array = NDArray[np.float64]
+Batches = Callable[[], Iterator[tuple[Array, Array]]]
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class _BlockSolution:
+    """The fit of one block, flat.
+
+    Attributes
+    ----------
+    d, moved : ndarray, shape (n,)
+        Diagonal, zeros where no positive number fits; whether the parameter moved at all.
+    U : ndarray, shape (n, k)
+        Orthogonal columns, longest first.
+    iterations, converged, message
+        Of the solver.
+    steps : int
+        That were fitted.
+    """
+
+    d: Array
+    moved: NDArray[np.bool_]
+    U: Array
+    iterations: int
+    converged: bool
+    message: str
+    steps: int
+
+
+def _solve(batches: Batches, n: int, rank: int, max_iterations: int, tolerance: float) -> tuple[_BlockSolution, float]:
+    """Least squares over U by L-BFGS, with the best diagonal for each U; and the sum of squares that is left."""
+    yy, yg, gg, count = np.zeros(n), np.zeros(n), np.zeros(n), 0
+    for y, g in batches():
+        yy += np.einsum("ti,ti->i", y, y)
+        yg += np.einsum("ti,ti->i", y, g)
+        gg += np.einsum("ti,ti->i", g, g)
+        count += len(y)
+    moved = gg > _TINY
+    total = float(yy.sum())
+    k = min(rank, n)
+    if not moved.any() or not total > 0.0:
+        return _BlockSolution(np.zeros(n), moved, np.zeros((n, k)), 0, True, "nothing to fit", count), total
+
+    def best_diagonal(image: Array) -> Array:
+        return np.divide(np.maximum(yg - image, 0.0), gg, out=np.zeros(n), where=moved)
+
+    start = best_diagonal(np.zeros(n))
+    unit = math.sqrt(total / float(gg.sum()))  # of M; U in units of its root
+    u = _start(batches, start, gg, n, k, unit)
+
+    def objective(x: Array) -> tuple[float, Array]:
+        u = math.sqrt(unit) * x.reshape(n, k)
+        image = np.zeros((n, k))  # G^T (G U)
+        for _, g in batches():
+            image += g.T @ (g @ u)
+        d = best_diagonal(np.einsum("ia,ia->i", u, image))
+        left, slope = 0.0, np.zeros((n, k))
+        for y, g in batches():
+            along = g @ u
+            residual = d * g + along @ u.T - y
+            left += float(np.einsum("ti,ti->", residual, residual))
+            slope += residual.T @ along + g.T @ (residual @ u)
+        return 0.5 * left / total, (math.sqrt(unit) / total) * slope.ravel()
+
+    found = minimize(
+        objective,
+        u.ravel() / math.sqrt(unit),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": max_iterations, "maxfun": 2 * max_iterations, "ftol": 1e-15, "gtol": tolerance},
+    )
+    u = math.sqrt(unit) * found.x.reshape(n, k)
+    # U is unique up to a rotation: its orthogonal columns
+    left_vectors, lengths, _ = np.linalg.svd(u, full_matrices=False)
+    image = np.zeros((n, k))
+    for _, g in batches():
+        image += g.T @ (g @ u)
+    d = best_diagonal(np.einsum("ia,ia->i", u, image))
+    solution = _BlockSolution(
+        d, moved, left_vectors * lengths, int(found.nit), bool(found.success), str(found.message), count
+    )
+    return solution, 2.0 * float(found.fun) * total
+
+
+def _start(batches: Batches, d: Array, gg: Array, n: int, k: int, unit: float) -> Array:
+    """Leading eigenvectors of the residual of the diagonal fit, each as long as its residual calls for."""
+
+    def residual_product(x: Array) -> Array:  # sym(R^T G) x
+        x = x.reshape(n, -1)
+        out = np.zeros_like(x)
+        for y, g in batches():
+            r = y - d * g
+            out += 0.5 * (r.T @ (g @ x) + g.T @ (r @ x))
+        return out
+
+    if n <= max(64, 3 * k):
+        values, vectors = np.linalg.eigh(residual_product(np.eye(n)))
+        values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
+    else:
+        operator = LinearOperator((n, n), matvec=residual_product, matmat=residual_product, dtype=np.float64)
+        values, vectors = eigsh(operator, k, which="LA", v0=np.sqrt(gg), tol=1e-2, maxiter=50 * n)
+    spread = np.zeros(k)
+    for _, g in batches():
+        spread += np.sum((g @ vectors) ** 2, axis=0)
+    size = np.divide(values, spread, out=np.zeros(k), where=spread > _TINY)
+    # Where the residual shows no such direction a short column is left for the solver: zero would be stationary
+    started: Array = vectors * np.sqrt(np.maximum(size, 1e-2 * unit))
+    return started
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalLowRankEstimate:
+    """d and U of each block, in units of 2**exponent."""
+
+    layout: Layout
+    blocks: tuple[_BlockSolution, ...]
+    exponent: int
+
+    def metric(self, block: int, floor: float | None, symmetric: bool) -> DiagonalLowRankMetric:
+        d, columns, layout = self._of(block, symmetric)
+        if floor is not None:
+            d = [np.where(x > 0.0, x, floor) for x in d]
+        return DiagonalLowRankMetric(layout, d, columns)
+
+    def elements(self, block: int, symmetric: bool) -> dict[str, Any]:
+        d, columns, layout = self._of(block, symmetric)
+        shaped = [x.reshape(shape) for x, shape in zip(d, layout.shapes, strict=True)]
+        vectors = [u.reshape(-1, *shape) for u, shape in zip(columns, layout.shapes, strict=True)]
+        if layout.names is None:
+            return {"diagonal": shaped[0], "columns": vectors[0]}
+        return {
+            "diagonal": dict(zip(layout.names, shaped, strict=True)),
+            "columns": dict(zip(layout.names, vectors, strict=True)),
+        }
+
+    def _of(self, block: int, symmetric: bool) -> tuple[list[Array], list[Array], Layout]:
+        if symmetric:
+            raise ValueError("the diagonal+low-rank family has one estimate only: expected symmetric=False")
+        found = self.blocks[block]
+        layout = self.layout if block == 0 else Layout(None, (self.layout.shapes[block - 1],))
+        ends = np.cumsum(layout.sizes)[:-1]
+        unit = math.ldexp(1.0, self.exponent)
+        columns = [np.ascontiguousarray(u.T) for u in np.split(math.sqrt(unit) * found.U, ends)]
+        return np.split(unit * found.d, ends), columns, layout
+
+
+class _Model:
+    """Keeps the rows, or reads the run again at every evaluation; then solves block by block."""
+
+    def __init__(
+        self, steps: Steps, split: int, rank: int, keep: bool, max_iterations: int, tolerance: float
+    ) -> None:
+        self._layout = steps.layout
+        self._steps, self._split = steps, split
+        self._rank, self._max_iterations, self._tolerance = rank, max_iterations, tolerance
+        self.rows = KeptRows(steps.layout, split) if keep else None
+        self.blocks: tuple[_BlockSolution, ...] = ()
+        self._norms = np.zeros((len(steps.layout.sizes), 2))
+        self.places = range(len(steps.blocks))
+
+    def add(self, step: ScaledStep) -> None:
+        if self.rows is not None:
+            self.rows.add(step)
+        for i, _, y, g in step.chunks():
+            self._norms[i] += float(y @ y), float(g @ g)
+
+    def fit(self) -> Array:
+        found, in_sample = [], np.full((len(self.places), 5), math.nan)
+        for block in self.places:
+            own = list(members(self._layout, block))
+            size = sum(self._layout.sizes[i] for i in own)
+            solution, left = _solve(
+                self._batches(block), size, self._rank, self._max_iterations, self._tolerance
+            )
+            found.append(solution)
+            in_sample[block, 0] = left
+            in_sample[block, 3:] = self._norms[own].sum(axis=0)
+        self.blocks = tuple(found)
+        return in_sample
+
+    def _batches(self, block: int) -> Batches:
+        own = members(self._layout, block)
+        rows = self.rows
+        if rows is not None:
+            return lambda: rows.batches(block)
+
+        def read() -> Iterator[tuple[Array, Array]]:
+            for step in scaled_steps(self._steps, self._split):
+                y, g = zip(*(step.arrays()[i] for i in own), strict=True)
+                yield tuple(np.concatenate([x.ravel() for x in part])[None] for part in (y, g))  # type: ignore[misc]
+
+        return read
+
+    def residuals(self, step: ScaledStep) -> Array:
+        arrays = [(y.ravel(), g.ravel()) for y, g in step.arrays()]
+        found = np.full((len(self.places), 5), math.nan)
+        for block, fit in enumerate(self.blocks):
+            y, g = (np.concatenate([arrays[i][part] for i in members(self._layout, block)]) for part in range(2))
+            left = y - fit.d * g - fit.U @ (fit.U.T @ g)
+            found[block, [0, 3, 4]] = float(left @ left), float(y @ y), float(g @ g)
+        return found
+
+
+def fit_diagonal_low_rank(
+    steps: Steps,
+    split: int,
+    progress: bool,
+    *,
+    rank: int = 1,
+    keep: bool = True,
+    max_iterations: int = 500,
+    solver_tolerance: float = 1e-8,
+) -> Fitted:
+    """Fit ``M = diag(d) + U U^T`` with few columns, by least squares over y - M g.
+
+    Parameters
+    ----------
+    steps : Steps
+        The run, with vectors.
+    split : int
+        How many steps are fitted.
+    progress : bool
+        Show a bar.
+    rank : int
+        Number of columns of U.
+    keep : bool
+        Keep the fitted vectors in memory (2 n T numbers in their own type). False reads the run again, twice for every
+        evaluation of the solver, and needs a run that can be read more than once.
+    max_iterations : int
+        Of L-BFGS.
+    solver_tolerance : float
+        Largest element of the gradient of half the share of |y|^2 that is left, with U in units of the root of the
+        typical element of M.
+
+    Returns
+    -------
+    Fitted
+        With the conditions and the convergence in the notes.
+
+    Raises
+    ------
+    ValueError
+        There are no vectors, an option out of range, or a run that cannot be read again with ``keep=False``.
+
+    Notes
+    -----
+    Section 11(b) (derived). For given U the best diagonal is closed, ``d_i = max(0, sum_t (y - U U^T g)_ti g_ti /
+    sum_t g_ti^2)``, and is eliminated (variable projection; Golub and Pereyra 1973): with d = e^z the gradient dz of
+    the theory is then zero, and ``dU = R^T (g U) + g^T (R U)``, R = M g - y, is the gradient of what is left. U starts
+    from the leading eigenvectors of sym(R^T G), R the residual of the diagonal fit. The problem is not convex: what is
+    found is a local minimum. U is unique up to a rotation, and given with orthogonal columns. The steps must number at
+    least rank + 1; the split into diagonal and low rank is unique in general only if (n - rank)^2 >= n + rank.
+
+    There is no fit of g from y: the inverse of such a metric is a diagonal MINUS a low-rank matrix. Each block has a
+    fit of its own, and that of ``(all)`` couples the arrays.
+
+    Cost: about 6 n T rank multiplications for each evaluation, some 20 n rank numbers for L-BFGS.
+    """
+    if not (isinstance(rank, int | np.integer) and rank >= 1):
+        raise ValueError(f"expected rank to be a positive integer, got {rank!r}")
+    if not max_iterations >= 1 or not solver_tolerance > 0.0:
+        raise ValueError(
+            f"expected max_iterations >= 1 and solver_tolerance > 0, got {max_iterations!r} and {solver_tolerance!r}"
+        )
+    if not keep and not steps.repeatable:
+        raise ValueError("keep=False needs steps that can be read more than once, got an iterator: leave keep=True")
+    model = _Model(steps, split, int(rank), keep, max_iterations, solver_tolerance)
+    found = fit_and_score(steps, split, progress, "diagonal+low-rank", model)
+    exponent = found.exponents[0] - found.exponents[1]
+    estimate = DiagonalLowRankEstimate(steps.layout, model.blocks, exponent)
+    return Fitted(
+        estimate=estimate,
+        in_sample=found.in_sample,
+        held_out=found.held_out,
+        numbers=found.numbers,
+        fitted_steps=found.fitted_steps,
+        dropped=found.dropped,
+        facts=tuple(_facts(block, int(rank), math.ldexp(1.0, exponent)) for block in model.blocks),
+    )
+
+
+def _facts(found: _BlockSolution, rank: int, unit: float) -> BlockFacts:
+    n, k, T = len(found.d), min(rank, len(found.d)), found.steps
+    moved = int(np.count_nonzero(found.moved))
+    clipped = int(np.count_nonzero(found.moved & ~(found.d > 0.0)))
+    parameters = n * (k + 1) - k * (k - 1) // 2
+    equations = n * T - T * (T - 1) // 2 if n >= T else n * (n + 1) // 2
+    status: FitStatus = "ok"
+    notes = ["g is not fitted from y: the inverse of such a metric is a diagonal minus a matrix of low rank"]
+    if T < k + 1:
+        status = "too_few_steps"
+        notes.append(f"{T} steps are fitted: a diagonal and {k} columns need at least {k + 1}")
+    elif moved == 0:
+        status = "not_identified"
+        notes.append("no parameter moved in the fitted steps: the data say nothing about the metric")
+    elif not found.converged:
+        status = "not_converged"
+        notes.append(f"the solver stopped after {found.iterations} iterations: {found.message}")
+    elif moved < n or clipped:
+        status = "not_positive_definite"
+    elif equations < min(parameters, n * (n + 1) // 2):
+        status = "underdetermined"
+        notes.append(
+            f"{T} steps fix {equations} numbers of a symmetric matrix, and the family has {parameters}: other metrics "
+            "of the family fit as well"
+        )
+    if 0 < moved < n:
+        notes.append(
+            f"{n - moved} of {n} parameters never moved in the fitted steps: the data say nothing about their elements"
+        )
+    if clipped:
+        notes.append(f"the diagonal part is 0 at {clipped} of {n} parameters, since no positive number fits")
+    if (n - k) ** 2 < n + k:
+        notes.append(
+            f"the split into diagonal and low rank is not unique: (n - rank)^2 = {(n - k) ** 2} < n + rank = {n + k}"
+        )
+    if found.converged and found.iterations:
+        notes.append(f"the solver converged in {found.iterations} iterations, to a local minimum")
+    positive = found.d[found.d > 0.0] * unit
+    smallest, largest = math.nan, math.nan
+    if positive.size:
+        # Bounds of the eigenvalues of diag(d) + U U^T
+        smallest, largest = float(positive.min()), float(positive.max()) + unit * float(np.sum(found.U[:, 0] ** 2))
+    return BlockFacts(parameters, status, n, moved, clipped, smallest, largest, tuple(notes))
