@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ from steepest.metrics.low_rank import LowRankMetric
 __all__ = ["fit_multi_secant"]
 
 Array = NDArray[np.float64]
+_ONE_ESTIMATE = "the multi-secant family has one estimate only: expected symmetric=False"
 _Products = tuple[Array, Array, Array, Array]  # G^T g, Y^T g, G^T y, Y^T y
+Bulk = Literal["least-squares", "omega"]
 _Images = tuple[float, Array, Array, float, Array, Array]
 
 
@@ -42,12 +44,12 @@ class _Secants:
         ``|Y V|_F / |Y|_F`` for the combinations V of steps whose updates cancel: M maps 0 to 0.
     values : ndarray, shape (rank,)
         Generalised eigenvalues of (sym(G^T Y), G^T G), ascending: M restricted to the updates.
-    bulk : float
-        c of the base c I.
+    bulk, reverse_bulk : float
+        c of the base c I; and that of the metric whose inverse fits g from y.
     of_q, of_z : ndarray, shape (rank, count)
         Coefficients of the columns of Q and of ``Z sym(H)^-1/2`` over the rows of G and of Y.
-    core, inverse_core : ndarray, shape (2 rank, 2 rank)
-        ``M = c I + W core W^T`` and ``M^-1 = I/c + W inverse_core W^T`` with W these columns; None if there is no M.
+    cross, own : ndarray, shape (rank, rank), or None
+        Q^T W_z and W_z^T W_z with W_z the latter columns; None if there is no M.
     """
 
     size: int
@@ -58,19 +60,40 @@ class _Secants:
     values: Array
     tolerance: float
     bulk: float = math.nan
+    reverse_bulk: float = math.nan
     of_q: Array = field(default_factory=lambda: np.zeros((0, 0)))
     of_z: Array = field(default_factory=lambda: np.zeros((0, 0)))
-    core: Array | None = None
-    inverse_core: Array | None = None
+    cross: Array | None = None
+    own: Array | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a metric."""
+        return self.cross is not None
 
     @property
     def consistent(self) -> bool:
         """Whether some symmetric matrix fits all steps, to the tolerance."""
         return self.asymmetry <= self.tolerance and self.left_over <= self.tolerance
 
+    def core(self, c: float) -> Array:
+        """Of ``M = c I + W core W^T``, W the columns of `of_q` and `of_z`."""
+        return np.diag(np.repeat([-c, 1.0], self.rank))
+
+    def inverse_core(self, c: float) -> Array:
+        """Of ``M^-1 = I/c + W inverse_core W^T``."""
+        assert self.cross is not None
+        assert self.own is not None
+        # Woodbury: -(core^-1 + W^T W/c)^-1/c^2, where the block of Q in the bracket is 0
+        none, one = np.zeros_like(self.own), np.eye(self.rank)
+        bracket = np.block([[none, self.cross / c], [self.cross.T / c, one + self.own / c]])
+        core = -np.linalg.inv(bracket) / c**2
+        symmetric: Array = 0.5 * (core + core.T)
+        return symmetric
+
     def images(self, gg: Array, yg: Array, gy: Array, yy: Array) -> _Images | None:
         """M g and M^-1 y of some steps: multiples of g and of y, and coefficients over the rows of G and of Y."""
-        if self.core is None or self.inverse_core is None:
+        if not self.exists:
             return None
         r = self.rank
 
@@ -78,11 +101,13 @@ class _Secants:
             x = core @ np.concatenate([self.of_q @ with_g, self.of_z @ with_y])
             return (self.of_q.T @ x[:r]).T, (self.of_z.T @ x[r:]).T
 
-        forward, reverse = change(self.core, gg, yg), change(self.inverse_core, gy, yy)
-        return self.bulk, *forward, 1.0 / self.bulk, *reverse
+        forward, reverse = change(self.core(self.bulk), gg, yg), change(self.inverse_core(self.reverse_bulk), gy, yy)
+        return self.bulk, *forward, 1.0 / self.reverse_bulk, *reverse
 
 
-def _secants(gg: Array, gy: Array, yy: Array, size: int, tolerance: float, rank_tolerance: float) -> _Secants:
+def _secants(
+    gg: Array, gy: Array, yy: Array, size: int, tolerance: float, rank_tolerance: float, bulk: Bulk
+) -> _Secants:
     """From G^T G, G^T Y and Y^T Y."""
     count = len(gg)
     moved, pulled = np.sqrt(np.diag(gg)), np.sqrt(np.diag(yy))
@@ -111,10 +136,9 @@ def _secants(gg: Array, gy: Array, yy: Array, size: int, tolerance: float, rank_
         return found
     root = (basis / np.sqrt(values)) @ basis.T  # sym(H)^-1/2
     cross, own = h @ root, root @ zz @ root  # Q^T W_z and W_z^T W_z
-    bulk = float(np.trace(own)) / rank
-    identity = np.eye(rank)
-    inner = np.block([[np.zeros((rank, rank)), cross / bulk], [cross.T / bulk, identity + own / bulk]])
-    inverse_core = -np.linalg.inv(inner) / bulk**2
+    forward = reverse = float(np.trace(own)) / rank  # tr((G^T Y)^-1 Y^T Y)/rank
+    if bulk == "least-squares":
+        forward, reverse = float(np.trace(h)) / rank, rank / float(np.trace(np.linalg.solve(zz, h)))
     return _Secants(
         size,
         count,
@@ -123,11 +147,12 @@ def _secants(gg: Array, gy: Array, yy: Array, size: int, tolerance: float, rank_
         left_over,
         values,
         tolerance,
-        bulk,
+        forward,
+        reverse,
         (transform * scale[:, None]).T,
         (transform @ root * scale[:, None]).T,
-        np.diag(np.repeat([-bulk, 1.0], rank)),
-        0.5 * (inverse_core + inverse_core.T),
+        cross,
+        own,
     )
 
 
@@ -141,8 +166,8 @@ class MultiSecantEstimate:
     def metric(self, block: int, floor: float | None, symmetric: bool) -> LowRankMetric:
         found = self.blocks[block]
         if symmetric:
-            raise ValueError("the multi-secant family has one estimate only: expected symmetric=False")
-        if found.core is None or found.inverse_core is None:
+            raise ValueError(_ONE_ESTIMATE)
+        if not found.exists:
             raise ValueError(f"expected steps that one metric fits exactly: {'; '.join(_conditions(found))}")
         layout = self.rows.layout
         zero = np.zeros_like(found.of_q)
@@ -163,9 +188,10 @@ class MultiSecantEstimate:
         )
         exponent = self.rows.exponents[0] - self.rows.exponents[1]
         none = (0,) * len(columns)
+        c = found.bulk if floor is None else math.ldexp(floor, -exponent)
         forms = (
-            LowRankForm(found.bulk, columns, none, found.core, exponent),
-            LowRankForm(1.0 / found.bulk, columns, none, found.inverse_core, -exponent),
+            LowRankForm(c, columns, none, found.core(c), exponent),
+            LowRankForm(1.0 / c, columns, none, found.inverse_core(c), -exponent),
         )
         shapes = [np.broadcast_to(0.0, shape) for shape in layout.shapes]
         like: Any = shapes[0] if layout.names is None else dict(zip(layout.names, shapes, strict=True))
@@ -174,6 +200,8 @@ class MultiSecantEstimate:
     def elements(self, block: int, symmetric: bool) -> dict[str, Any]:
         found = self.blocks[block]
         unit = math.ldexp(1.0, self.rows.exponents[0] - self.rows.exponents[1])
+        if symmetric:
+            raise ValueError(_ONE_ESTIMATE)
         return {
             "rank": found.rank,
             "asymmetry": found.asymmetry,
@@ -186,10 +214,11 @@ class MultiSecantEstimate:
 class _Model:
     """Keeps the rows, then solves for each block from their inner products."""
 
-    def __init__(self, layout: Layout, split: int, tolerance: float, rank_tolerance: float | None) -> None:
+    def __init__(self, layout: Layout, split: int, tolerance: float, rank_tolerance: float | None, bulk: Bulk) -> None:
         self.rows = KeptRows(layout, split)
         self.blocks: tuple[_Secants, ...] = ()
         self._tolerance, self._rank_tolerance = tolerance, rank_tolerance
+        self._bulk: Bulk = bulk
 
     @property
     def _places(self) -> range:
@@ -208,18 +237,20 @@ class _Model:
             if rank_tolerance is None:  # well above the rounding of the data, and of their inner products
                 rank_tolerance = 1e-6 if self.rows.dtype(block) == "float64" else 1e-4
             size = sum(self.rows.layout.sizes[i] for i in own)
-            found.append(_secants(gg, gy, yy, size, self._tolerance, rank_tolerance))
+            found.append(_secants(gg, gy, yy, size, self._tolerance, rank_tolerance, self._bulk))
         self.blocks = tuple(found)
         parts = [(gg, gy.T, gy, yy) for gg, gy, yy in grams]
-        return self._scores(parts, ((i, y, g, y, g) for i, y, g in self._rows())).sum(axis=0)
+        scores = self._scores(parts, ((i, y, g, y, g) for i, y, g in self._rows()))
+        in_sample: Array = scores.sum(axis=0)
+        return in_sample
 
     def residuals(self, step: ScaledStep) -> Array:
         empty = [np.zeros((self.rows.count, 1)) for _ in self.rows.layout.sizes]
         parts = [(x.copy(), x.copy(), x.copy(), x.copy()) for x in empty]
         for i, y, g, rows_y, rows_g in self._beside(step):
             of_i = parts[i]
-            for into, rows, x in zip(of_i, (rows_g, rows_y, rows_g, rows_y), (g, g, y, y), strict=True):
-                into += rows @ x.T
+            for k, (rows, x) in enumerate(((rows_g, g), (rows_y, g), (rows_g, y), (rows_y, y))):
+                of_i[k][:] += rows @ x.T
         scores: Array = self._scores(parts, self._beside(step))[0]
         return scores
 
@@ -235,10 +266,7 @@ class _Model:
             yield i, y[None], g[None], rows_y, rows_g
 
     def _scores(self, parts: list[_Products], chunks: Iterator[tuple[int, Array, Array, Array, Array]]) -> Array:
-        """As `Fitted.held_out`, shape (m, blocks, 5), of m steps.
-
-        `parts` are their inner products with the rows, by array: G^T g, Y^T g, G^T y, Y^T y, shape (count, m).
-        """
+        """As `Fitted.held_out`, shape (m, blocks, 5), of m steps; `parts` by array, each of shape (count, m)."""
         if not self.rows.count:
             return np.full((1, len(self.blocks), 5), math.nan)
         images = [
@@ -264,7 +292,13 @@ class _Model:
 
 
 def fit_multi_secant(
-    steps: Steps, split: int, progress: bool, *, tolerance: float = 1e-3, rank_tolerance: float | None = None
+    steps: Steps,
+    split: int,
+    progress: bool,
+    *,
+    tolerance: float = 1e-3,
+    rank_tolerance: float | None = None,
+    bulk: Bulk = "least-squares",
 ) -> Fitted:
     """Fit the metric with ``M g_t = y_t`` for every fitted step, the block BFGS update of a multiple of the identity.
 
@@ -282,6 +316,8 @@ def fit_multi_secant(
     rank_tolerance : float, optional
         Updates count as dependent below this singular value of the updates of unit length, relative to the largest:
         by default 1e-6, and 1e-4 for float32 data. Consecutive updates are often nearly parallel.
+    bulk : {'least-squares', 'omega'}
+        What M is where no update has been, see the notes.
 
     Returns
     -------
@@ -298,9 +334,11 @@ def fit_multi_secant(
     Section 11(a) (derived): an SPD matrix with M G = Y exists if and only if G^T Y is symmetric positive definite
     (rank-deficient G: Y z = 0 wherever G z = 0, too). Then section 4, with base c I,
     ``M = c (I - G (G^T G)^-1 G^T) + Y (G^T Y)^-1 Y^T``; with an orthonormal basis of the updates in place of G.
-    ``c = tr((G^T Y)^-1 Y^T Y)/rank`` minimises the Dennis-Wolkowicz measure (tr M/n)/det(M)^(1/n) over all c, as
-    y.y/(y.g) does for one step (derived; section 3): in what no update has touched, M is c by choice, not by evidence.
-    The fit of g from y is M^-1. Each block has a metric of its own; that of ``(all)`` couples the arrays.
+    In what no update has touched, M is c by choice, not by evidence (derived): ``tr((G^T G)^-1 G^T Y)/rank``, which
+    predicts y from further updates like these best, is the least-squares fit of c G to Y with the updates made
+    orthonormal; 'omega' is ``tr((G^T Y)^-1 Y^T Y)/rank``, which minimises the Dennis-Wolkowicz measure (tr M/n) /
+    det(M)^(1/n) as y.y/(y.g) does for one step (section 3). The fit of g from y is M^-1, least squares with a c of its
+    own, ``rank/tr((Y^T Y)^-1 Y^T G)``. Each block has a metric of its own; that of ``(all)`` couples the arrays.
 
     Cost: O(n k^2) for k fitted steps, plus O(n k) for each held-out one. Memory: all fitted vectors, 2 n k numbers in
     their own type (n = 1e6, k = 200, float32: 1.6 GB), and as much again for each metric that is made.
@@ -309,7 +347,9 @@ def fit_multi_secant(
         raise ValueError(f"expected 0 <= tolerance < 1, got {tolerance!r}")
     if rank_tolerance is not None and not 0.0 < rank_tolerance < 1.0:
         raise ValueError(f"expected 0 < rank_tolerance < 1, got {rank_tolerance!r}")
-    model = _Model(steps.layout, split, tolerance, rank_tolerance)
+    if bulk not in ("least-squares", "omega"):
+        raise ValueError(f"expected bulk 'least-squares' or 'omega', got {bulk!r}")
+    model = _Model(steps.layout, split, tolerance, rank_tolerance, bulk)
     found = fit_and_score(steps, split, progress, "multi-secant", model)
     estimate = MultiSecantEstimate(model.rows, model.blocks)
     unit = math.ldexp(1.0, found.exponents[0] - found.exponents[1])
@@ -370,7 +410,7 @@ def _facts(found: _Secants, unit: float) -> BlockFacts:
         status = "not_identified"
     elif not found.consistent:
         status = "inconsistent"
-    elif found.core is None:
+    elif not found.exists:
         status = "not_positive_definite"
     elif k < n:
         status = "underdetermined"
@@ -378,7 +418,7 @@ def _facts(found: _Secants, unit: float) -> BlockFacts:
             f"the steps fix {n * k - k * (k - 1) // 2} of {n * (n + 1) // 2} numbers; on the {n - k} dimensions that "
             f"no update touched M is completed by c = {found.bulk * unit:.4g}"
         )
-    exact = found.core is not None
+    exact = found.exists
     positive = found.values[found.values > 0.0] * unit
     return BlockFacts(
         parameters=n * k - k * (k - 1) // 2 + (1 if k < n else 0),

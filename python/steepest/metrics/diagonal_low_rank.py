@@ -71,9 +71,7 @@ class DiagonalLowRankMetric(Metric):
     @cached_property
     def _operator(self) -> _core.Operator:
         k = self.rank
-        columns = [
-            [u[a].reshape(d.shape) for u, d in zip(self._columns, self._d, strict=True)] for a in range(k)
-        ]
+        columns = [[u[a].reshape(d.shape) for u, d in zip(self._columns, self._d, strict=True)] for a in range(k)]
         core = -np.linalg.inv(self._capacitance) if self._inverse else np.eye(k)
         core = 0.5 * (core + core.T)
         return _core.Operator(columns, [0] * k, [self._inverse] * k, core, 0, 1.0, self._d, self._inverse)
