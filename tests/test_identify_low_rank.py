@@ -476,9 +476,9 @@ def test_failure_is_said():
     few = identify(grad=-y[:4], update=g[:4], family="diagonal+low-rank", rank=3, rng=0)
     assert few["(all)"].status == "too_few_steps"
     assert "at least 4" in " ".join(few["(all)"].notes)
-    early = identify(grad=-y, update=g, family="diagonal+low-rank", rank=2, rng=0, max_iterations=2)
+    early = identify(grad=-y, update=g, family="diagonal+low-rank", rank=2, rng=0, max_evaluations=2)
     assert early["(all)"].status == "not_converged"
-    assert "stopped after 2 iterations" in " ".join(early["(all)"].notes)
+    assert "stopped after 2 evaluations" in " ".join(early["(all)"].notes)
     open_ = identify(grad=-y[:4], update=g[:4], family="diagonal+low-rank", rank=2, rng=0)
     assert open_["(all)"].status in ("underdetermined", "not_positive_definite")
     assert "the split into" not in " ".join(open_["(all)"].notes)
@@ -494,7 +494,7 @@ def test_failure_is_said():
     assert np.linalg.eigvalsh(unmoved.to_metric(floor=1.0).to_dense())[0] > 0.0
     nothing = identify(grad=-y, update=0.0 * g, family="diagonal+low-rank", rng=0)
     assert nothing["(all)"].status == "not_identified"
-    for wrong in ({"rank": 0}, {"rank": 1.5}, {"max_iterations": 0}, {"solver_tolerance": 0.0}):
+    for wrong in ({"rank": 0}, {"rank": 1.5}, {"max_evaluations": 0}, {"solver_tolerance": 0.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             identify(grad=-y, update=g, family="diagonal+low-rank", **wrong)
     with pytest.raises(ValueError, match="one estimate"):

@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 Batches = Callable[[], Iterator[tuple[Array, Array]]]
 _TINY = float(np.finfo(np.float64).tiny)
 _MEMORY = 1 << 24  # numbers in each of the two sets of corrections: more of them cut the iterations by up to ten
+_FIRST = 300  # evaluations by L-BFGS, before Gauss-Newton products are worth their cost
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class _BlockSolution:
         Diagonal, zeros where no positive number fits; whether the parameter moved at all.
     U : ndarray, shape (n, k)
         Orthogonal columns, longest first.
-    iterations, converged, message
+    evaluations, converged
         Of the solver.
     steps : int
         That were fitted.
@@ -46,71 +47,109 @@ class _BlockSolution:
     d: Array
     moved: NDArray[np.bool_]
     U: Array
-    iterations: int
+    evaluations: int
     converged: bool
-    message: str
     steps: int
 
 
-def _solve(batches: Batches, n: int, rank: int, max_iterations: int, tolerance: float) -> tuple[_BlockSolution, float]:
-    """Least squares over U by L-BFGS, with the best diagonal for each U; and the sum of squares that is left."""
-    yy, yg, gg, count = np.zeros(n), np.zeros(n), np.zeros(n), 0
-    for y, g in batches():
-        yy += np.einsum("ti,ti->i", y, y)
-        yg += np.einsum("ti,ti->i", y, g)
-        gg += np.einsum("ti,ti->i", g, g)
-        count += len(y)
-    moved = gg > _TINY
-    total = float(yy.sum())
-    k = min(rank, n)
-    if not moved.any() or not total > 0.0:
-        return _BlockSolution(np.zeros(n), moved, np.zeros((n, k)), 0, True, "nothing to fit", count), total
+class _OutOfBudgetError(Exception):
+    """All evaluations are spent."""
 
-    def best_diagonal(image: Array) -> Array:
-        return np.divide(np.maximum(yg - image, 0.0), gg, out=np.zeros(n), where=moved)
 
-    start = best_diagonal(np.zeros(n))
-    unit = math.sqrt(total / float(gg.sum()))  # of M; U in units of its root
-    u = _start(batches, start, gg, n, k, unit)
+class _Objective:
+    """Half the share of |y|^2 that U leaves with the best diagonal, in units ``U = sqrt(unit) x``; of one block."""
 
-    def objective(x: Array) -> tuple[float, Array]:
-        u = math.sqrt(unit) * x.reshape(n, k)
-        image = np.zeros((n, k))  # G^T (G U)
-        for _, g in batches():
-            image += g.T @ (g @ u)
-        d = best_diagonal(np.einsum("ia,ia->i", u, image))
-        left, slope = 0.0, np.zeros((n, k))
+    def __init__(self, batches: Batches, n: int, rank: int, budget: int) -> None:
+        self.batches, self.shape, self.budget = batches, (n, rank), budget
+        yy, self.yg, self.gg, self.count = np.zeros(n), np.zeros(n), np.zeros(n), 0
         for y, g in batches():
+            yy += np.einsum("ti,ti->i", y, y)
+            self.yg += np.einsum("ti,ti->i", y, g)
+            self.gg += np.einsum("ti,ti->i", g, g)
+            self.count += len(y)
+        self.total = float(yy.sum())
+        self.moved = self.gg > _TINY
+        self.unit = math.sqrt(self.total / float(self.gg.sum())) if self.moved.any() else 1.0
+        self.used = 0
+        self.best: tuple[float, Array] = (math.inf, np.zeros(n * rank))
+
+    def columns(self, x: Array) -> Array:
+        u: Array = math.sqrt(self.unit) * x.reshape(self.shape)
+        return u
+
+    def diagonal(self, image: Array) -> Array:
+        """d_i = max(0, sum_t (y - U U^T g)_ti g_ti / sum_t g_ti^2), `image` the part of U."""
+        return np.divide(np.maximum(self.yg - image, 0.0), self.gg, out=np.zeros_like(image), where=self.moved)
+
+    def image(self, u: Array, v: Array) -> Array:
+        """sum_t (U V^T g)_ti g_ti."""
+        found = np.zeros(self.shape)
+        for _, g in self.batches():
+            found += g.T @ (g @ v)
+        image: Array = np.einsum("ia,ia->i", u, found)
+        return image
+
+    def __call__(self, x: Array) -> tuple[float, Array]:
+        self._spend()
+        u = self.columns(x)
+        d = self.diagonal(self.image(u, u))
+        left, slope = 0.0, np.zeros(self.shape)
+        for y, g in self.batches():
             along = g @ u
             residual = d * g + along @ u.T - y
             left += float(np.einsum("ti,ti->", residual, residual))
             slope += residual.T @ along + g.T @ (residual @ u)
-        return 0.5 * left / total, (math.sqrt(unit) / total) * slope.ravel()
+        value = 0.5 * left / self.total
+        if value < self.best[0]:
+            self.best = (value, x.copy())
+        return value, (math.sqrt(self.unit) / self.total) * slope.ravel()
 
-    found = minimize(
-        objective,
-        u.ravel() / math.sqrt(unit),
-        jac=True,
-        method="L-BFGS-B",
-        options={
-            "maxiter": max_iterations,
-            "maxfun": 2 * max_iterations,
-            "maxcor": int(min(50, max(10, _MEMORY // (n * k)))),
-            "ftol": 1e-14,
-            "gtol": tolerance,
-        },
-    )
-    u = math.sqrt(unit) * found.x.reshape(n, k)
+    def gauss_newton(self, x: Array, direction: Array) -> Array:
+        """Product with J^T J, J the derivative of the residual with d following U (Kaufman 1975)."""
+        self._spend()
+        u, v = self.columns(x), self.columns(direction)
+        free = self.yg > self.image(u, u)
+        follow = self.image(u, v) + self.image(v, u)
+        d = -np.divide(follow, self.gg, out=np.zeros_like(follow), where=self.moved & free)
+        product = np.zeros(self.shape)
+        for _, g in self.batches():
+            along = g @ u
+            change = (g @ v) @ u.T + along @ v.T + d * g
+            product += change.T @ along + g.T @ (change @ u)
+        flat: Array = (math.sqrt(self.unit) / self.total) * product.ravel()
+        return flat
+
+    def _spend(self) -> None:
+        self.used += 1
+        if self.used > self.budget:
+            raise _OutOfBudgetError
+
+
+def _solve(batches: Batches, n: int, rank: int, budget: int, tolerance: float) -> tuple[_BlockSolution, float]:
+    """Least squares over U, with the best diagonal for each; and the sum of squares that is left."""
+    k = min(rank, n)
+    f = _Objective(batches, n, k, budget)
+    if not f.moved.any() or not f.total > 0.0:
+        return _BlockSolution(np.zeros(n), f.moved, np.zeros((n, k)), 0, True, f.count), f.total
+    start = _start(batches, f.diagonal(np.zeros(n)), f.gg, n, k, f.unit)
+    x = start.ravel() / math.sqrt(f.unit)
+    try:
+        memory = int(min(50, max(10, _MEMORY // (n * k))))
+        options = {"maxfun": _FIRST, "maxiter": _FIRST, "maxcor": memory, "ftol": 1e-14, "gtol": tolerance}
+        found = minimize(f, x, jac=True, method="L-BFGS-B", options=options)
+        if not found.success:
+            options = {"gtol": tolerance, "maxiter": budget}
+            found = minimize(f, found.x, jac=True, hessp=f.gauss_newton, method="trust-ncg", options=options)
+        converged = bool(found.success)
+    except _OutOfBudgetError:
+        converged = False
+    value, x = f.best
+    u = f.columns(x)
+    d = f.diagonal(f.image(u, u))
     # U is unique up to a rotation: its orthogonal columns
     left_vectors, lengths, _ = np.linalg.svd(u, full_matrices=False)
-    image = np.zeros((n, k))
-    for _, g in batches():
-        image += g.T @ (g @ u)
-    d = best_diagonal(np.einsum("ia,ia->i", u, image))
-    solution = _BlockSolution(
-        d, moved, left_vectors * lengths, int(found.nit), bool(found.success), str(found.message), count
-    )
-    return solution, 2.0 * float(found.fun) * total
+    solution = _BlockSolution(d, f.moved, left_vectors * lengths, min(f.used, budget), converged, f.count)
+    return solution, 2.0 * value * f.total
 
 
 def _start(batches: Batches, d: Array, gg: Array, n: int, k: int, unit: float) -> Array:
@@ -178,10 +217,10 @@ class DiagonalLowRankEstimate:
 class _Model:
     """Keeps the rows, or reads the run again at every evaluation; then solves block by block."""
 
-    def __init__(self, steps: Steps, split: int, rank: int, keep: bool, max_iterations: int, tolerance: float) -> None:
+    def __init__(self, steps: Steps, split: int, rank: int, keep: bool, budget: int, tolerance: float) -> None:
         self._layout = steps.layout
         self._steps, self._split = steps, split
-        self._rank, self._max_iterations, self._tolerance = rank, max_iterations, tolerance
+        self._rank, self._budget, self._tolerance = rank, budget, tolerance
         self.rows = KeptRows(steps.layout, split) if keep else None
         self.blocks: tuple[_BlockSolution, ...] = ()
         self._norms = np.zeros((len(steps.layout.sizes), 2))
@@ -198,7 +237,7 @@ class _Model:
         for block in self.places:
             own = list(members(self._layout, block))
             size = sum(self._layout.sizes[i] for i in own)
-            solution, left = _solve(self._batches(block), size, self._rank, self._max_iterations, self._tolerance)
+            solution, left = _solve(self._batches(block), size, self._rank, self._budget, self._tolerance)
             found.append(solution)
             in_sample[block, 0] = left
             in_sample[block, 3:] = self._norms[own].sum(axis=0)
@@ -235,7 +274,7 @@ def fit_diagonal_low_rank(
     *,
     rank: int = 1,
     keep: bool = True,
-    max_iterations: int = 2000,
+    max_evaluations: int = 5000,
     solver_tolerance: float = 1e-8,
 ) -> Fitted:
     """Fit ``M = diag(d) + U U^T`` with few columns, by least squares over y - M g.
@@ -253,10 +292,10 @@ def fit_diagonal_low_rank(
     keep : bool
         Keep the fitted vectors in memory (2 n T numbers in their own type). False reads the run again, twice for every
         evaluation of the solver, and needs a run that can be read more than once.
-    max_iterations : int
-        Of L-BFGS.
+    max_evaluations : int
+        Of the sum of squares, its gradient, or a product with its Gauss-Newton matrix; in each block.
     solver_tolerance : float
-        Largest element of the gradient of half the share of |y|^2 that is left, with U in units of the root of the
+        Norm of the gradient of half the share of |y|^2 that is left, with U in units of the root of the
         typical element of M.
 
     Returns
@@ -273,7 +312,9 @@ def fit_diagonal_low_rank(
     -----
     Section 11(b) (derived). For given U the best diagonal is closed, ``d_i = max(0, sum_t (y - U U^T g)_ti g_ti /
     sum_t g_ti^2)``, and is eliminated (variable projection; Golub and Pereyra 1973): with d = e^z the gradient dz of
-    the theory is then zero, and ``dU = R^T (g U) + g^T (R U)``, R = M g - y, is the gradient of what is left. U starts
+    the theory is then zero, and ``dU = R^T (g U) + g^T (R U)``, R = M g - y, is the gradient of what is left. L-BFGS
+    goes first; where it has not converged after 300 evaluations, a trust region with Gauss-Newton products follows,
+    since directions that M makes long are short in g, and the problem is as ill-conditioned as their ratio. U starts
     from the leading eigenvectors of sym(R^T G), R the residual of the diagonal fit. The problem is not convex: what is
     found is a local minimum. U is unique up to a rotation, and given with orthogonal columns. The steps must number at
     least rank + 1; the split into diagonal and low rank is unique in general only if (n - rank)^2 >= n + rank.
@@ -281,18 +322,18 @@ def fit_diagonal_low_rank(
     There is no fit of g from y: the inverse of such a metric is a diagonal MINUS a low-rank matrix. Each block has a
     fit of its own, and that of ``(all)`` couples the arrays.
 
-    Cost: about 6 n T rank multiplications for each evaluation; 20 n rank numbers for L-BFGS, up to 100 n rank where
-    that is less than 2^25.
+    Cost: about 6 n T rank multiplications and two readings of the fitted vectors for each evaluation, mostly some
+    hundred of these; 20 n rank numbers for L-BFGS, up to 100 n rank where that is less than 2^25.
     """
     if rank != int(rank) or rank < 1:
         raise ValueError(f"expected rank to be a positive integer, got {rank!r}")
-    if not max_iterations >= 1 or not solver_tolerance > 0.0:
+    if not max_evaluations >= 1 or not solver_tolerance > 0.0:
         raise ValueError(
-            f"expected max_iterations >= 1 and solver_tolerance > 0, got {max_iterations!r} and {solver_tolerance!r}"
+            f"expected max_evaluations >= 1 and solver_tolerance > 0, got {max_evaluations!r} and {solver_tolerance!r}"
         )
     if not keep and not steps.repeatable:
         raise ValueError("keep=False needs steps that can be read more than once, got an iterator: leave keep=True")
-    model = _Model(steps, split, int(rank), keep, max_iterations, solver_tolerance)
+    model = _Model(steps, split, int(rank), keep, int(max_evaluations), solver_tolerance)
     found = fit_and_score(steps, split, progress, "diagonal+low-rank", model)
     exponent = found.exponents[0] - found.exponents[1]
     estimate = DiagonalLowRankEstimate(steps.layout, model.blocks, exponent)
@@ -323,7 +364,7 @@ def _facts(found: _BlockSolution, rank: int, unit: float) -> BlockFacts:
         notes.append("no parameter moved in the fitted steps: the data say nothing about the metric")
     elif not found.converged:
         status = "not_converged"
-        notes.append(f"the solver stopped after {found.iterations} iterations: {found.message}")
+        notes.append(f"the solver was stopped after {found.evaluations} evaluations: raise max_evaluations=")
     elif moved < n or clipped:
         status = "not_positive_definite"
     elif equations < min(parameters, n * (n + 1) // 2):
@@ -342,8 +383,8 @@ def _facts(found: _BlockSolution, rank: int, unit: float) -> BlockFacts:
         notes.append(
             f"the split into diagonal and low rank is not unique: (n - rank)^2 = {(n - k) ** 2} < n + rank = {n + k}"
         )
-    if found.converged and found.iterations:
-        notes.append(f"the solver converged in {found.iterations} iterations, to a local minimum")
+    if found.converged and found.evaluations:
+        notes.append(f"the solver converged in {found.evaluations} evaluations, to a local minimum")
     positive = found.d[found.d > 0.0] * unit
     smallest, largest = math.nan, math.nan
     if positive.size:
