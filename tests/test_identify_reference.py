@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import warnings
 
 import numpy as np
@@ -367,3 +368,53 @@ def test_natural_gradient_in_the_gauss_newton_geometry(network):
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match=r"damping|positive definite"):
             reference_distance(np.random.default_rng(0).normal(size=n), -grad, ggn)
+
+
+def test_natural_gradient_in_the_kfac_geometry_is_not_that_of_gauss_newton(network):
+    ggn, _, grad = network
+    torch = pytest.importorskip("torch")
+    n, damping = grad.size, 1e-2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import curvlinops
+
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)).double()
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(40, 4, generator=generator, dtype=torch.float64)
+        labels = torch.randint(0, 3, (40,), generator=generator)
+        operator = curvlinops.KFACLinearOperator(
+            model, torch.nn.CrossEntropyLoss(), list(model.parameters()), [(x, labels)], fisher_type="type-2"
+        ).to_scipy()
+        matrix = operator @ np.eye(n)
+        kfac = operator + damping * aslinearoperator(np.eye(n))
+        fisher = ggn.to_scipy() + damping * aslinearoperator(np.eye(n))
+        step = -np.linalg.solve(0.5 * (matrix + matrix.T) + damping * np.eye(n), grad)
+        assert reference_distance(grad, step, kfac).value < 1e-14
+        kfac_step = reference_distance(grad, step, fisher)
+        sgd = reference_distance(grad, -grad, fisher)
+        # Step by step with an operator that depends on it
+        course = reference_course(
+            grad=np.stack([grad, grad]), update=np.stack([step, step]), reference=lambda t: (fisher, kfac)[t]
+        )
+    assert 1e-6 < kfac_step.value < sgd.value
+    assert course.value[0, 0] == pytest.approx(kfac_step.value, rel=1e-6)
+    assert course.value[1, 0] < 1e-14
+    assert course.residual.max() < 1e-10
+
+
+def test_a_step_that_is_not_finite_is_a_row():
+    grad, update = named_run(T=5)
+    update["w"][2, 0, 0] = np.nan
+    course = reference_course(grad=grad, update=update, reference={"w": np.ones((3, 2)), "b": np.ones(4)})
+    assert course.status[2].tolist() == ["nonfinite", "nonfinite", "ok"]
+    assert np.isnan(course.value[2, :2]).all()
+    assert np.isfinite(course.value[2, 2])
+    assert [row["ok"] for row in course.summary()] == [4, 4, 5]
+    operator = aslinearoperator(np.eye(10))
+    together = reference_course(grad=grad, update=update, reference=operator)
+    np.testing.assert_allclose(together.value[:, 0], course.value[:, 0], rtol=1e-9)
+    assert pickle.loads(pickle.dumps(course)).blocks == course.blocks
+    grad, update = named_run(T=5)
+    with pytest.raises(ValueError, match="same blocks"):
+        reference_course(grad=grad, update=update, reference=lambda t: operator if t else np.ones(10))

@@ -274,7 +274,7 @@ def fit_diagonal_low_rank(
     *,
     rank: int = 1,
     keep: bool = True,
-    max_evaluations: int = 5000,
+    max_evaluations: int = 10_000,
     solver_tolerance: float = 1e-8,
 ) -> Fitted:
     """Fit ``M = diag(d) + U U^T`` with few columns, by least squares over y - M g.
