@@ -22,6 +22,7 @@ __all__ = ["fit_multi_secant"]
 
 Array = NDArray[np.float64]
 _ONE_ESTIMATE = "the multi-secant family has one estimate only: expected symmetric=False"
+_AMPLIFIED = 10.0  # what the tolerance of the asymmetry allows in the residual: dependent updates amplify it
 _Products = tuple[Array, Array, Array, Array]  # G^T g, Y^T g, G^T y, Y^T y
 Bulk = Literal["least-squares", "omega"]
 _Images = tuple[float, Array, Array, float, Array, Array]
@@ -42,6 +43,8 @@ class _Secants:
         ``|G^T Y - Y^T G|_F / |G^T Y + Y^T G|_F``.
     left_over : float
         ``|Y V|_F / |Y|_F`` for the combinations V of steps whose updates cancel: M maps 0 to 0.
+    misfit : float
+        ``|Y - M G|_F / |Y|_F`` of the independent combinations, from the symmetric part; NaN if that is not definite.
     values : ndarray, shape (rank,)
         Generalised eigenvalues of (sym(G^T Y), G^T G), ascending: M restricted to the updates.
     bulk, reverse_bulk : float
@@ -57,6 +60,7 @@ class _Secants:
     rank: int
     asymmetry: float
     left_over: float
+    misfit: float
     values: Array
     tolerance: float
     bulk: float = math.nan
@@ -74,7 +78,8 @@ class _Secants:
     @property
     def consistent(self) -> bool:
         """Whether some symmetric matrix fits all steps, to the tolerance."""
-        return self.asymmetry <= self.tolerance and self.left_over <= self.tolerance
+        symmetric = self.asymmetry <= self.tolerance and self.left_over <= self.tolerance
+        return symmetric and not self.misfit > _AMPLIFIED * self.tolerance
 
     def core(self, c: float) -> Array:
         """Of ``M = c I + W core W^T``, W the columns of `of_q` and `of_z`."""
@@ -112,7 +117,7 @@ def _secants(
     count = len(gg)
     moved, pulled = np.sqrt(np.diag(gg)), np.sqrt(np.diag(yy))
     if not moved.any():
-        return _Secants(size, count, 0, math.nan, math.nan, np.zeros(0), tolerance)
+        return _Secants(size, count, 0, math.nan, math.nan, math.nan, np.zeros(0), tolerance)
     ratio = float(np.median(pulled[moved > 0.0] / moved[moved > 0.0]))
     # A step that does not move cannot be of unit length: it enters with the typical length of the others' gradients
     scale = np.divide(1.0, moved, out=np.zeros_like(moved), where=moved > 0.0)
@@ -131,7 +136,13 @@ def _secants(
     transform = vectors[:, kept] / np.sqrt(squares[kept])
     h, zz = transform.T @ gy @ transform, transform.T @ yy @ transform
     values, basis = np.linalg.eigh(0.5 * (h + h.T))
-    found = _Secants(size, count, rank, asymmetry, left_over, values, tolerance)
+    misfit = math.nan
+    if values[0] > 0.0:
+        # M Q - Z = -Z sym(H)^-1 skew(H)
+        skew = 0.5 * (h - h.T) @ (np.sqrt(squares[kept])[:, None] * vectors[:, kept].T)
+        off = (basis / values) @ (basis.T @ skew)
+        misfit = math.sqrt(max(0.0, float(np.sum(off * (zz @ off)))) / float(np.trace(yy)))
+    found = _Secants(size, count, rank, asymmetry, left_over, misfit, values, tolerance)
     if not (found.consistent and values[0] > 0.0):
         return found
     root = (basis / np.sqrt(values)) @ basis.T  # sym(H)^-1/2
@@ -145,6 +156,7 @@ def _secants(
         rank,
         asymmetry,
         left_over,
+        misfit,
         values,
         tolerance,
         forward,
@@ -206,6 +218,7 @@ class MultiSecantEstimate:
             "rank": found.rank,
             "asymmetry": found.asymmetry,
             "left_over": found.left_over,
+            "misfit": found.misfit,
             "values": found.values * unit,
             "bulk": found.bulk * unit,
         }
@@ -312,7 +325,8 @@ def fit_multi_secant(
         Show a bar.
     tolerance : float
         Asymmetry up to which G^T Y counts as symmetric, and its symmetric part is used: rounding of float32 updates
-        gives about 1e-6, noise of 1% in them about 1e-2.
+        gives about 1e-6, noise of 1% in them about 1e-2. The metric must fit all steps to a relative residual of ten
+        times this, and what steps whose updates cancel leave may be this much.
     rank_tolerance : float, optional
         Updates count as dependent below this singular value of the updates of unit length, relative to the largest:
         by default 1e-6, and 1e-4 for float32 data. Consecutive updates are often nearly parallel.
@@ -381,19 +395,25 @@ def _conditions(found: _Secants) -> list[str]:
             f"combinations of steps whose updates cancel leave {found.left_over:.3g} of the gradients (tolerance "
             f"{found.tolerance:g}): no constant matrix fits them exactly"
         )
-    if found.consistent and not found.values[0] > 0.0:
+    if said:
+        pass
+    elif not found.values[0] > 0.0:
         negative = int(np.count_nonzero(found.values <= 0.0))
         said.append(
             f"G^T Y is symmetric (asymmetry {found.asymmetry:.3g}) but not positive definite: {negative} of "
             f"{found.rank} generalised eigenvalues of (G^T Y, G^T G) are not positive, the smallest is "
             f"{found.values[0] / np.abs(found.values).max():.3g} of the largest"
         )
-    elif found.consistent:
+    elif not found.consistent:
+        said.append(
+            f"G^T Y is nearly symmetric (asymmetry {found.asymmetry:.3g}), but the metric of its symmetric part leaves "
+            f"{found.misfit:.3g} of the fitted gradients (limit {_AMPLIFIED * found.tolerance:g}): the updates are so "
+            "dependent that their small differences decide"
+        )
+    else:
         said.append(
             f"G^T Y is symmetric (asymmetry {found.asymmetry:.3g}, tolerance {found.tolerance:g}) and positive "
-            f"definite: one metric fits all {found.count} steps"
-            + " but for the residual of r2_in_sample, since the symmetric part is used"
-            * (found.asymmetry > 0.0)
+            f"definite: one metric fits all {found.count} steps, up to {found.misfit:.3g} of the gradients"
         )
     if found.rank < found.count:
         said.append(f"the {found.count} updates span {found.rank} dimensions only")
