@@ -70,12 +70,19 @@ class KeptRows:
         step : ScaledStep
             Copied.
         """
+        finest = [
+            "float64" if "float64" in pair else "float32"
+            for pair in zip(step.grad.dtypes, step.update.dtypes, strict=True)
+        ]
         if not self._y:
-            for size, *dtypes in zip(self.layout.sizes, step.grad.dtypes, step.update.dtypes, strict=True):
-                dtype = np.float64 if "float64" in dtypes else np.float32
-                self._y.append(np.empty((self._capacity, size), dtype))
-                self._g.append(np.empty((self._capacity, size), dtype))
+            for into in (self._y, self._g):
+                sizes = zip(self.layout.sizes, finest, strict=True)
+                into.extend(np.empty((self._capacity, size), dtype) for size, dtype in sizes)
             self.exponents = step.exponents
+        for rows in (self._y, self._g):
+            for i, dtype in enumerate(finest):
+                if dtype == "float64" and rows[i].dtype != np.float64:  # a later step may be finer than the first
+                    rows[i] = rows[i].astype(np.float64)
         for i, at, y, g in step.chunks():
             self._y[i][self.count, at], self._g[i][self.count, at] = y, g
         self.count += 1
