@@ -12,9 +12,11 @@ import numpy as np
 from steepest.arrays import ArrayOrMapping
 from steepest.identify.ceiling import Ceiling, ceiling_of, replicate_products
 from steepest.identify.diagonal import fit_diagonal
+from steepest.identify.diagonal_low_rank import fit_diagonal_low_rank
 from steepest.identify.fitted import FitStatus, Fitted
 from steepest.identify.identification import BlockFit, Family, Identification
 from steepest.identify.matrices import fit_block_diagonal, fit_full
+from steepest.identify.multi_secant import fit_multi_secant
 from steepest.identify.scalar import fit_scalar
 from steepest.identify.scores import LEVEL, interval, r2
 from steepest.identify.steps import Steps, steps_of
@@ -25,8 +27,10 @@ __all__ = ["identify"]
 _FAMILIES: dict[Family, Callable[..., Fitted]] = {
     "scalar": fit_scalar,
     "diagonal": fit_diagonal,
+    "diagonal+low-rank": fit_diagonal_low_rank,
     "block-diagonal": fit_block_diagonal,
     "full": fit_full,
+    "multi-secant": fit_multi_secant,
 }
 _FEW_BLOCKS = 20  # held-out stretches longer than the correlation, for an interval that covers
 _CHANGE = 0.02  # of R2, beyond the interval: a smaller loss is not called a change of the geometry

@@ -15,7 +15,7 @@ from steepest.metrics.interface import Metric
 
 __all__ = ["BlockFit", "Identification"]
 
-Family = Literal["scalar", "diagonal", "block-diagonal", "full"]
+Family = Literal["scalar", "diagonal", "diagonal+low-rank", "block-diagonal", "full", "multi-secant"]
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,9 @@ class Model(Protocol):
 
         Returns
         -------
-        ndarray, shape (arrays, 5)
-            As `Fitted.in_sample`, for each array of the layout.
+        ndarray, shape (arrays, 5) or (blocks, 5)
+            As `Fitted.in_sample`, for each array of the layout, which then add up to ``(all)``; or for each block, if
+            the metric of ``(all)`` is not made of theirs.
         """
 
     def residuals(self, step: ScaledStep) -> Array:
@@ -114,8 +115,8 @@ class Model(Protocol):
 
         Returns
         -------
-        ndarray, shape (arrays, 5)
-            As `Fitted.held_out`, for each array.
+        ndarray, shape (arrays, 5) or (blocks, 5)
+            As `Fitted.held_out`, for the same.
         """
 
 
@@ -208,9 +209,8 @@ def fit_and_score(steps: Steps, split: int, progress: bool, family: str, model: 
             held_out.append(model.residuals(scaled))
             numbers.append(step.number)
     in_sample = model.fit() if in_sample is None else in_sample
-    arrays = len(steps.layout.sizes)
-    named = steps.layout.names is not None
-    scores = np.array(held_out).reshape(-1, arrays, 5)
+    named = steps.layout.names is not None and len(in_sample) < len(steps.blocks)
+    scores = np.array(held_out).reshape(-1, len(in_sample), 5)
     return Pass(
         with_all(in_sample, named),
         with_all(scores, named),
