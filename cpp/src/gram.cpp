@@ -318,8 +318,9 @@ bool settles_angle(const Gram& gram, const Accuracy& accuracy) {
     const double error = cosine * relative + gram.bound[1] / norms;
     const double sine_squared = 1.0 - cosine * cosine;
     if (!(yg > gram.bound[1])) return false;
-    // Exact sums would not sharpen the sine: hi + lo of a compensated pass is as good.
-    if (gram.precision == Precision::compensated) return gram.bound[1] <= tolerance * yg;
+    // Exact sums would not sharpen the sine, for which hi + lo of a compensated pass is as good; only a cosine with fewer
+    // digits than a double has.
+    if (gram.precision == Precision::compensated) return gram.bound[1] <= std::max(tolerance, 4 * unit_roundoff) * yg;
     if (!(error <= tolerance * cosine)) return false;
     if (cosine * error <= tolerance * sine_squared) return true;
     const double floor_squared = std::ldexp(accuracy.rounding_squared, -2 * gram.exponents[1]) / gg;
