@@ -443,3 +443,65 @@ def test_the_sign_is_certified_whatever_the_rounding() -> None:
     y, g = np.array([1.0, 1e-20]), np.array([0.0, -1.0])
     gram = _core.angle_gram(y, g, None, 1e-10, 1e30)
     assert gram.hi[0, 1] + gram.bound[0, 1] < 0
+
+
+# A pair with another one, all segments in one pass -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("sizes", [(1,), (3, 1, 17), (40_000, 5, 8193), (1024, 100_000)])
+def test_products_of_two_pairs_are_in_their_bounds(dtype: str, sizes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(len(sizes))
+    four = [[stored(rng.standard_normal(n), dtype) for n in sizes] for _ in range(4)]
+    four[2][0] = stored(doubles(four[0][0]) * (1 + 1e-9), dtype)  # nearly the same vectors
+    found = _core.segment_cross_products(*four)
+    parts = [four, *([[v[i]] for v in four] for i in range(len(sizes)))]
+    for numbers, (y, g, y0, g0) in zip(found, parts, strict=True):
+        for (hi, lo, limit), (a, b) in zip(numbers, ((y, y0), (y, g0), (g, y0), (g, g0)), strict=True):
+            error = abs(Fraction(hi) + Fraction(lo) - exact_dot(a, b))
+            assert error <= Fraction(limit)
+            norms = math.sqrt(float(exact_dot(a, a))) * math.sqrt(float(exact_dot(b, b)))
+            assert limit <= 40 * float(U) ** 2 * norms
+            assert hi == hi + lo
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_products_of_two_pairs_for_any_threads_and_layout(threads: int) -> None:
+    rng = np.random.default_rng(1)
+    four = [[rng.standard_normal((500, 300)), rng.standard_normal(70_001)] for _ in range(4)]
+    expected = _core.segment_cross_products(*four)
+    before = _core.get_num_threads()
+    try:
+        _core.set_num_threads(threads)
+        np.testing.assert_array_equal(_core.segment_cross_products(*four), expected)
+    finally:
+        _core.set_num_threads(before)
+    mixed = [[v[0].T.copy().T, v[1].astype(np.float32)] if i % 2 else v for i, v in enumerate(four)]
+    for numbers, (y, g, y0, g0) in zip(_core.segment_cross_products(*mixed)[1:], zip(*mixed, strict=True), strict=True):
+        for (hi, lo, limit), (a, b) in zip(numbers, ((y, y0), (y, g0), (g, y0), (g, g0)), strict=True):
+            assert abs(Fraction(hi) + Fraction(lo) - exact_dot(a, b)) <= Fraction(limit)
+
+
+@pytest.mark.parametrize("odd", [0.0, np.nan, np.inf, 1e200, 1e-200])
+def test_products_of_two_pairs_out_of_range_are_left_to_the_scaled_pass(odd: float) -> None:
+    four = [[np.ones(4), np.ones(3)] for _ in range(4)]
+    four[3][0] = np.full(4, odd)
+    found = _core.segment_cross_products(*four)
+    assert np.isnan(found[1]).all()
+    assert not np.isnan(found[2]).any()
+    assert np.isnan(found[0]).all() == (odd != 0.0 and not 1e-210 < odd < 1e-190)
+
+
+def test_a_compensated_first_pass_over_segments() -> None:
+    rng = np.random.default_rng(2)
+    y = [rng.standard_normal(n) for n in (9, 30_000)]
+    g = [-v + 1e-7 * rng.standard_normal(v.size) for v in y]
+    rows = _core.segment_angle_grams(y, g, [0.0] * 3, [0.0] * 3, "compensated")
+    for row, (a, b) in zip(rows, ((y, g), (y[0], g[0]), (y[1], g[1])), strict=True):
+        gram = _core.gram([a, b], "compensated")
+        np.testing.assert_array_equal(row[:3], gram.hi.ravel()[[0, 1, 3]])
+        np.testing.assert_array_equal(row[3:6], gram.lo.ravel()[[0, 1, 3]])
+        np.testing.assert_array_equal(row[6:9], gram.bound.ravel()[[0, 1, 3]])
+        assert row[13] == pytest.approx(np.sum((doubles(a) * doubles(b)) ** 2) / row[0] / row[2], rel=1e-12)
+    with pytest.raises(ValueError, match="fast or a compensated"):
+        _core.segment_angle_grams(y, g, [0.0] * 3, [0.0] * 3, "exact")

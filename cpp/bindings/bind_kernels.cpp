@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <limits>
 
 #include "numpy_bridge.hpp"
 #include "steepest/assemble.hpp"
@@ -188,15 +189,16 @@ void bind_kernels(py::module_& module) {
     module.def(
         "segment_angle_grams",
         [](const py::object& y, const py::object& g, const std::vector<double>& tolerances,
-           const std::vector<double>& rounding_squared) {
+           const std::vector<double>& rounding_squared, const std::string& precision) {
             if (rounding_squared.size() != tolerances.size())
                 throw py::value_error("expected a rounding for each of the " + std::to_string(tolerances.size()) +
                                       " tolerances, got " + std::to_string(rounding_squared.size()));
             std::vector<Accuracy> accuracies;
             for (std::size_t i = 0; i < tolerances.size(); ++i) accuracies.push_back({tolerances[i], rounding_squared[i]});
+            const Precision first = to_precision(precision);
             const Arrays ys = to_arrays(y), gs = to_arrays(g);
             const Vector a = to_vector(ys), b = to_vector(gs);
-            const std::vector<Gram> found = without_gil([&] { return segment_angle_grams(a, b, accuracies); });
+            const std::vector<Gram> found = without_gil([&] { return segment_angle_grams(a, b, accuracies, first); });
             py::array_t<double> rows({static_cast<py::ssize_t>(found.size()), py::ssize_t{15}});
             auto at = rows.mutable_unchecked<2>();
             for (py::ssize_t i = 0; i < at.shape(0); ++i) {
@@ -212,8 +214,30 @@ void bind_kernels(py::module_& module) {
             }
             return rows;
         },
-        py::arg("y"), py::arg("g"), py::arg("tolerances"), py::arg("rounding_squared"),
+        py::arg("y"), py::arg("g"), py::arg("tolerances"), py::arg("rounding_squared"), py::arg("precision") = "fast",
         "Rows of numbers as `Gram.pair`, with low parts, of a pair and of each of its segments, in one pass.");
+    module.def(
+        "segment_cross_products",
+        [](const py::object& y, const py::object& g, const py::object& y0, const py::object& g0) {
+            const Arrays arrays[4] = {to_arrays(y), to_arrays(g), to_arrays(y0), to_arrays(g0)};
+            const Vector a = to_vector(arrays[0]), b = to_vector(arrays[1]), c = to_vector(arrays[2]),
+                         d = to_vector(arrays[3]);
+            const std::vector<CrossProducts> found = without_gil([&] { return segment_cross_products(a, b, c, d); });
+            py::array_t<double> rows({static_cast<py::ssize_t>(found.size()), py::ssize_t{4}, py::ssize_t{3}});
+            auto at = rows.mutable_unchecked<3>();
+            for (py::ssize_t i = 0; i < at.shape(0); ++i)
+                for (py::ssize_t p = 0; p < 4; ++p) {
+                    const CrossProducts& one = found[static_cast<std::size_t>(i)];
+                    const double nan = std::numeric_limits<double>::quiet_NaN();
+                    at(i, p, 0) = one.in_range ? one.value[p].hi : nan;
+                    at(i, p, 1) = one.in_range ? one.value[p].lo : nan;
+                    at(i, p, 2) = one.in_range ? one.bound[p] : nan;
+                }
+            return rows;
+        },
+        py::arg("y"), py::arg("g"), py::arg("y0"), py::arg("g0"),
+        "hi, lo, bound of y.y0, y.g0, g.y0, g.g0, of the whole and of each segment, in one pass; NaN where the vectors "
+        "are zero, not finite, or have to be scaled.");
     module.def(
         "first_not_positive",
         [](const py::object& d) {

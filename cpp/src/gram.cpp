@@ -30,7 +30,7 @@ constexpr double fast_bound = 60 * unit_roundoff;
 // blocks, each below u |mid|, while |mid| is below 2^15 u times its sum of |x_i y_i|: 2^-114 |x||y|. The sum over lanes and
 // runs is exact, and its rounding to hi + lo costs 2^-105 of the result.
 constexpr double cascaded_bound = 30 * unit_roundoff * unit_roundoff;
-constexpr index_t blocks_in_run = 16;
+constexpr index_t blocks_in_run = 4;
 constexpr double rounding_bound = 2.465190328815662e-32;   // 2^-105
 constexpr double least_normal_bound = 1.6033346880071782e-291;  // 2^-966: below it, lo may underflow
 
@@ -143,10 +143,9 @@ Sums careful_sums(const std::vector<Scaled>& vectors, const std::vector<Product>
     const Partition partition(*vectors[0].vector);
     const HotLoops& loops = hot_loops();
     const bool exact = precision == Precision::exact;
-    const bool pair_at_once = !exact && k == 2 && n_products == 3 && direct(vectors[0], vectors[1]);
 
     // A group of blocks shares one accumulator per product; exact sums do not depend on how blocks are grouped.
-    const index_t group = std::max<index_t>(blocks_in_run, partition.size() / 256);
+    const index_t group = std::max<index_t>(16, partition.size() / 256);
     const index_t n_groups = (partition.size() + group - 1) / group;
     std::vector<Sums> partial(static_cast<std::size_t>(n_groups));
     parallel_for(n_groups, [&](index_t task) {
@@ -166,35 +165,27 @@ Sums careful_sums(const std::vector<Scaled>& vectors, const std::vector<Product>
         const index_t first = task * group, last = std::min(first + group, partition.size());
         for (index_t b = first; b < last; ++b) {
             const Block block = partition[b];
-            if (pair_at_once) {
-                const Segment &x = vectors[0].vector->segments[block.segment],
-                              &y = vectors[1].vector->segments[block.segment];
-                const index_t offset = block.begin * itemsize(x.dtype());
-                loops.pair_sums_cascaded[dtype_index(x.dtype())](x.data() + offset, y.data() + offset, block.count,
-                                                                 cascades.data());
-            } else {
-                for_each_tile(block, [&](index_t begin, index_t count) {
-                    for (int i = 0; i < k; ++i)
-                        tiles[i] = read_tile(vectors[i].vector->segments[block.segment], begin, count, buffers[i],
-                                             factor_of(vectors[i]));
-                    for (index_t p = 0; p < n_products; ++p) {
-                        const Product& product = products[p];
-                        const double *x = tiles[product.i], *y = tiles[product.j];
-                        if (exact && product.weight == Weight::none) {
-                            for (index_t i = 0; i < count; ++i) {
-                                if (std::isfinite(x[i]) && std::isfinite(y[i])) sums.pairs[p].add_product(x[i], y[i]);
-                                else sums.finite = false;
-                            }
-                            continue;
+            for_each_tile(block, [&](index_t begin, index_t count) {
+                for (int i = 0; i < k; ++i)
+                    tiles[i] = read_tile(vectors[i].vector->segments[block.segment], begin, count, buffers[i],
+                                         factor_of(vectors[i]));
+                for (index_t p = 0; p < n_products; ++p) {
+                    const Product& product = products[p];
+                    const double *x = tiles[product.i], *y = tiles[product.j];
+                    if (exact && product.weight == Weight::none) {
+                        for (index_t i = 0; i < count; ++i) {
+                            if (std::isfinite(x[i]) && std::isfinite(y[i])) sums.pairs[p].add_product(x[i], y[i]);
+                            else sums.finite = false;
                         }
-                        Cascade* lanes = cascades.data() + p * n_lanes;
-                        if (product.weight == Weight::none)
-                            loops.dot_cascaded(x, y, count, lanes);
-                        else
-                            loops.weighted_dot_cascaded(x, y, tiles[2], product.weight == Weight::divide, count, lanes);
+                        continue;
                     }
-                });
-            }
+                    Cascade* lanes = cascades.data() + p * n_lanes;
+                    if (product.weight == Weight::none)
+                        loops.dot_cascaded(x, y, count, lanes);
+                    else
+                        loops.weighted_dot_cascaded(x, y, tiles[2], product.weight == Weight::divide, count, lanes);
+                }
+            });
             if ((b - first) % blocks_in_run == blocks_in_run - 1) flush();
         }
         flush();
@@ -205,6 +196,100 @@ Sums careful_sums(const std::vector<Scaled>& vectors, const std::vector<Product>
     for (const Sums& sums : partial) {
         total.finite = total.finite && sums.finite;
         for (index_t p = 0; p < n_products; ++p) total.pairs[p].add(sums.pairs[p]);
+    }
+    return total;
+}
+
+// Whether all vectors are contiguous in this segment and of one element type.
+bool direct(const std::vector<const Vector*>& vectors, std::size_t segment) {
+    for (const Vector* vector : vectors) {
+        const Segment& one = vector->segments[segment];
+        if (!one.contiguous() || one.dtype() != vectors[0]->segments[segment].dtype()) return false;
+    }
+    return true;
+}
+
+// The terms of a cascade over lanes, as one; what rounds is the third term of sums of 48 numbers: nothing to speak of.
+Cascade sum_of_lanes(const Cascade* lanes) {
+    Cascade sum{0.0, 0.0, 0.0};
+    const auto add = [&sum](double term) {
+        const DoubleDouble first = two_sum(sum.hi, term), second = two_sum(sum.mid, first.lo);
+        sum = {first.hi, second.hi, sum.lo + second.lo};
+    };
+    for (int i = 0; i < n_lanes; ++i)
+        for (const double term : {lanes[i].hi, lanes[i].mid, lanes[i].lo}) add(term);
+    return sum;
+}
+
+// Compensated inner products over runs of blocks, each run within one segment: of a pair with itself (x.x, x.y, y.y and
+// the squared products), or of a pair with another (four products, and the squares of the four norms).
+struct RunSums {
+    std::vector<index_t> first_run;  // of each segment, then the total
+    int products, plain;
+    std::vector<Cascade> cascades;  // for each run and product
+    std::vector<double> plain_sums;
+};
+
+RunSums cascaded_runs(const std::vector<const Vector*>& vectors) {
+    const bool pair = vectors.size() == 2;
+    const Partition partition(*vectors[0]);
+    const HotLoops& loops = hot_loops();
+    RunSums found{{0}, pair ? 3 : 4, pair ? 1 : 4, {}, {}};
+    for (std::size_t s = 0; s < vectors[0]->segments.size(); ++s) {
+        const index_t blocks = partition.first_block(s + 1) - partition.first_block(s);
+        found.first_run.push_back(found.first_run.back() + (blocks + blocks_in_run - 1) / blocks_in_run);
+    }
+    const index_t n_runs = found.first_run.back();
+    found.cascades.resize(static_cast<std::size_t>(n_runs * found.products));
+    found.plain_sums.assign(static_cast<std::size_t>(n_runs * found.plain), 0.0);
+    parallel_for(n_runs, [&](index_t run) {
+        const auto after = std::upper_bound(found.first_run.begin(), found.first_run.end(), run);
+        const auto segment = static_cast<std::size_t>(after - found.first_run.begin()) - 1;
+        const index_t first = partition.first_block(segment) + (run - found.first_run[segment]) * blocks_in_run;
+        const index_t last = std::min(first + blocks_in_run, partition.first_block(segment + 1));
+        const bool typed = direct(vectors, segment);
+        const auto buffers = make_tile_buffers(typed ? 0 : vectors.size());
+        Cascade lanes[4 * n_lanes] = {};
+        double* plain = found.plain_sums.data() + run * found.plain;
+        const auto add = [&](DType dtype, const void* const* x, index_t count) {
+            if (pair) loops.pair_sums_cascaded[dtype_index(dtype)](x[0], x[1], count, lanes, plain);
+            else loops.cross_sums_cascaded[dtype_index(dtype)](x, count, lanes, plain);
+        };
+        for (index_t b = first; b < last; ++b) {
+            const Block block = partition[b];
+            const void* x[4];
+            if (typed) {
+                const DType dtype = vectors[0]->segments[segment].dtype();
+                for (std::size_t i = 0; i < vectors.size(); ++i)
+                    x[i] = vectors[i]->segments[segment].data() + block.begin * itemsize(dtype);
+                add(dtype, x, block.count);
+                continue;
+            }
+            for_each_tile(block, [&](index_t begin, index_t count) {
+                for (std::size_t i = 0; i < vectors.size(); ++i)
+                    x[i] = read_tile(vectors[i]->segments[segment], begin, count, buffers[i]);
+                add(DType::float64, x, count);
+            });
+        }
+        for (int p = 0; p < found.products; ++p)
+            found.cascades[static_cast<std::size_t>(run * found.products + p)] = sum_of_lanes(lanes + p * n_lanes);
+    });
+    return found;
+}
+
+// The sums of some runs: of a whole vector, or of one of its segments.
+Sums cascaded_sums(const RunSums& runs, index_t begin, index_t end) {
+    Sums total;
+    total.pairs.resize(static_cast<std::size_t>(runs.products));
+    for (index_t run = begin; run < end; ++run) {
+        for (int p = 0; p < runs.products; ++p) {
+            const Cascade& sum = runs.cascades[static_cast<std::size_t>(run * runs.products + p)];
+            for (const double term : {sum.hi, sum.mid, sum.lo}) {
+                if (std::isfinite(term)) total.pairs[static_cast<std::size_t>(p)].add(term);
+                else total.finite = false;
+            }
+        }
+        if (runs.products == 3) total.squared_products += runs.plain_sums[static_cast<std::size_t>(run)];
     }
     return total;
 }
@@ -296,6 +381,11 @@ Gram scaled_gram(const std::vector<Scaled>& vectors, Precision precision) {
     if (precision == Precision::fast) {
         const BlockSums blocks = fast_block_sums(vectors);
         return assemble(fast_sums(blocks, 0, blocks.partition.size()), vectors, precision);
+    }
+    const bool unscaled = std::all_of(vectors.begin(), vectors.end(), [](const Scaled& one) { return one.exponent == 0; });
+    if (vectors.size() == 2 && unscaled) {
+        const RunSums runs = cascaded_runs({vectors[0].vector, vectors[1].vector});
+        return assemble(cascaded_sums(runs, 0, runs.first_run.back()), vectors, precision);
     }
     return assemble(careful_sums(vectors, all_pairs(static_cast<int>(vectors.size())), precision), vectors, precision);
 }
@@ -407,26 +497,64 @@ Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, const Accu
     return settled(y, g, base, std::move(first), accuracy);
 }
 
-std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const std::vector<Accuracy>& accuracies) {
+std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const std::vector<Accuracy>& accuracies,
+                                      Precision precision) {
     require_same_layout({&y, &g});
     const std::size_t n_segments = y.segments.size();
     if (accuracies.size() != n_segments + 1)
         throw std::invalid_argument("expected " + std::to_string(n_segments + 1) + " tolerances, one for the whole and " +
                                     "one for each segment, got " + std::to_string(accuracies.size()));
-    const BlockSums blocks = fast_block_sums({{&y, 0}, {&g, 0}});
+    if (precision == Precision::exact) throw std::invalid_argument("expected a fast or a compensated first pass");
     std::vector<Gram> found;
     // Part 0 is the whole vector. What the common pass does not settle is read again by itself.
-    const auto add = [&](const Vector& y_part, const Vector& g_part, index_t begin, index_t end,
-                         const Accuracy& accuracy) {
-        Gram fast = assemble(fast_sums(blocks, begin, end), {{&y_part, 0}, {&g_part, 0}}, Precision::fast);
-        if (!in_range(fast)) fast = gram({&y_part, &g_part}, Precision::fast);
-        found.push_back(settled(y_part, g_part, nullptr, std::move(fast), accuracy));
+    const auto add = [&](const Vector& y_part, const Vector& g_part, const Sums& sums, const Accuracy& accuracy) {
+        Gram first = assemble(sums, {{&y_part, 0}, {&g_part, 0}}, precision);
+        if (!in_range(first)) first = gram({&y_part, &g_part}, precision);
+        found.push_back(settled(y_part, g_part, nullptr, std::move(first), accuracy));
     };
-    add(y, g, 0, blocks.partition.size(), accuracies[0]);
-    for (std::size_t s = 0; s < n_segments; ++s) {
-        const Vector y_part{{y.segments[s]}}, g_part{{g.segments[s]}};
-        add(y_part, g_part, blocks.partition.first_block(s), blocks.partition.first_block(s + 1), accuracies[s + 1]);
+    const auto add_all = [&](const auto& sums_of_whole, const auto& sums_of_segment) {
+        add(y, g, sums_of_whole(), accuracies[0]);
+        for (std::size_t s = 0; s < n_segments; ++s)
+            add({{y.segments[s]}}, {{g.segments[s]}}, sums_of_segment(s), accuracies[s + 1]);
+    };
+    if (precision == Precision::fast) {
+        const BlockSums blocks = fast_block_sums({{&y, 0}, {&g, 0}});
+        add_all([&] { return fast_sums(blocks, 0, blocks.partition.size()); },
+                [&](std::size_t s) {
+                    return fast_sums(blocks, blocks.partition.first_block(s), blocks.partition.first_block(s + 1));
+                });
+    } else {
+        const RunSums runs = cascaded_runs({&y, &g});
+        add_all([&] { return cascaded_sums(runs, 0, runs.first_run.back()); },
+                [&](std::size_t s) { return cascaded_sums(runs, runs.first_run[s], runs.first_run[s + 1]); });
     }
+    return found;
+}
+
+std::vector<CrossProducts> segment_cross_products(const Vector& y, const Vector& g, const Vector& y0, const Vector& g0) {
+    require_same_layout({&y, &g, &y0, &g0});
+    const RunSums runs = cascaded_runs({&y, &g, &y0, &g0});
+    std::vector<CrossProducts> found;
+    const auto add = [&](index_t begin, index_t end, index_t size) {
+        CrossProducts one;
+        const Sums sums = cascaded_sums(runs, begin, end);
+        double squares[4] = {};
+        for (index_t run = begin; run < end; ++run)
+            for (int i = 0; i < 4; ++i) squares[i] += runs.plain_sums[static_cast<std::size_t>(run * 4 + i)];
+        one.in_range = sums.finite;
+        for (const double square : squares) one.in_range = one.in_range && within_range(square);
+        for (int p = 0; p < 4 && one.in_range; ++p) {
+            one.value[p] = sums.pairs[static_cast<std::size_t>(p)].value();
+            // Sums of up to 2^17 rounded squares in a row: 2^-30 more than covers their errors.
+            const double norms = std::sqrt(squares[p / 2]) * std::sqrt(squares[2 + p % 2]) * (1.0 + std::ldexp(1.0, -30));
+            one.bound[p] = cascaded_bound * norms + rounding_bound * std::fabs(one.value[p].hi) +
+                           static_cast<double>(size) * std::ldexp(1.0, -1073);
+        }
+        found.push_back(one);
+    };
+    add(0, runs.first_run.back(), y.size());
+    for (std::size_t s = 0; s < y.segments.size(); ++s)
+        add(runs.first_run[s], runs.first_run[s + 1], y.segments[s].size());
     return found;
 }
 

@@ -464,65 +464,113 @@ struct Chain {
     }
 };
 
-// Calls run(pointers, steps) for each chain of at most `steps` times n_lanes elements of two arrays; the last run of
+// Calls run(pointers, steps) for each chain of at most `steps` times n_lanes elements of the K arrays; the last run of
 // n_lanes is padded with zeros.
-template <class T, class Run>
-STEEPEST_INLINE void for_each_chain(const char* x, const char* y, int64_t n, Run run) {
+template <class T, int K, class Run>
+STEEPEST_INLINE void for_each_chain(const char* const (&arrays)[K], int64_t n, Run run) {
     constexpr int64_t stride = n_lanes * T::bytes;
     constexpr int64_t longest = T::exact_products ? steepest::exact_twofold_chain : steepest::twofold_chain;
+    const char* at[K];
+    for (int k = 0; k < K; ++k) at[k] = arrays[k];
     for (int64_t steps = n / n_lanes; steps > 0;) {
         const int64_t count = steps < longest ? steps : longest;
-        for (int64_t line = 0; line < count * stride; line += 64) {
-            STEEPEST_PREFETCH(x + prefetch_bytes + line);
-            STEEPEST_PREFETCH(y + prefetch_bytes + line);
-        }
-        run(x, y, count);
-        x += count * stride;
-        y += count * stride;
+        for (int k = 0; k < K; ++k)
+            for (int64_t line = 0; line < count * stride; line += 64) STEEPEST_PREFETCH(at[k] + prefetch_bytes + line);
+        run(at, count);
+        for (int k = 0; k < K; ++k) at[k] += count * stride;
         steps -= count;
     }
     const std::size_t left = static_cast<std::size_t>(n % n_lanes) * T::bytes;
     if (left > 0) {
-        alignas(64) char px[stride] = {}, py[stride] = {};
-        std::memcpy(px, x, left);
-        std::memcpy(py, y, left);
-        run(px, py, 1);
+        alignas(64) char padded[K][stride] = {};
+        for (int k = 0; k < K; ++k) {
+            std::memcpy(padded[k], at[k], left);
+            at[k] = padded[k];
+        }
+        run(at, 1);
     }
 }
 
 template <class T>
-void pair_sums_cascaded(const void* x, const void* y, int64_t n, Cascade* sums) {
+void pair_sums_cascaded(const void* x, const void* y, int64_t n, Cascade* sums, double* squared) {
     CascadeLanes xx(sums), xy(sums + n_lanes), yy(sums + 2 * n_lanes);
-    for_each_chain<T>(static_cast<const char*>(x), static_cast<const char*>(y), n,
-                      [&](const char* px, const char* py, int64_t steps) {
-                          for (int v = 0; v < n_vectors; ++v) {
-                              const vdouble a = load<T>(px, v), b = load<T>(py, v);
-                              Chain<T> of_xx(a, a), of_xy(a, b), of_yy(b, b);
-                              for (int64_t i = 1; i < steps; ++i) {
-                                  const int64_t offset = i * n_lanes * T::bytes;
-                                  const vdouble c = load<T>(px + offset, v), d = load<T>(py + offset, v);
-                                  of_xx.add(c, c);
-                                  of_xy.add(c, d);
-                                  of_yy.add(d, d);
-                              }
-                              xx.add(v, of_xx.hi, of_xx.lo);
-                              xy.add(v, of_xy.hi, of_xy.lo);
-                              yy.add(v, of_yy.hi, of_yy.lo);
-                          }
-                      });
+    Lanes squares = zero_lanes();
+    const char* const arrays[2] = {static_cast<const char*>(x), static_cast<const char*>(y)};
+    for_each_chain<T>(arrays, n, [&](const char* const* at, int64_t steps) {
+        for (int v = 0; v < n_vectors; ++v) {
+            const vdouble a = load<T>(at[0], v), b = load<T>(at[1], v), p = a * b;
+            Chain<T> of_xx(a, a), of_xy(a, b), of_yy(b, b);
+            vdouble square = p * p;
+            for (int64_t i = 1; i < steps; ++i) {
+                const int64_t offset = i * n_lanes * T::bytes;
+                const vdouble c = load<T>(at[0] + offset, v), d = load<T>(at[1] + offset, v), q = c * d;
+                of_xx.add(c, c);
+                of_xy.add(c, d);
+                of_yy.add(d, d);
+                square = multiply_add(q, q, square);
+            }
+            xx.add(v, of_xx.hi, of_xx.lo);
+            xy.add(v, of_xy.hi, of_xy.lo);
+            yy.add(v, of_yy.hi, of_yy.lo);
+            squares.part[v] = squares.part[v] + square;
+        }
+    });
     xx.store(sums);
     xy.store(sums + n_lanes);
     yy.store(sums + 2 * n_lanes);
+    *squared += sum_lanes(squares);
+}
+
+template <class T>
+void cross_sums_cascaded(const void* const* x, int64_t n, Cascade* sums, double* squared) {
+    CascadeLanes of_02(sums), of_03(sums + n_lanes), of_12(sums + 2 * n_lanes), of_13(sums + 3 * n_lanes);
+    Lanes squares[4] = {zero_lanes(), zero_lanes(), zero_lanes(), zero_lanes()};
+    const char* arrays[4];
+    for (int k = 0; k < 4; ++k) arrays[k] = static_cast<const char*>(x[k]);
+    for_each_chain<T>(arrays, n, [&](const char* const* at, int64_t steps) {
+        for (int v = 0; v < n_vectors; ++v) {
+            const vdouble a = load<T>(at[0], v), b = load<T>(at[1], v), c = load<T>(at[2], v), d = load<T>(at[3], v);
+            Chain<T> ac(a, c), ad(a, d), bc(b, c), bd(b, d);
+            vdouble aa = a * a, bb = b * b, cc = c * c, dd = d * d;
+            for (int64_t i = 1; i < steps; ++i) {
+                const int64_t offset = i * n_lanes * T::bytes;
+                const vdouble e = load<T>(at[0] + offset, v), f = load<T>(at[1] + offset, v),
+                              g = load<T>(at[2] + offset, v), h = load<T>(at[3] + offset, v);
+                ac.add(e, g);
+                ad.add(e, h);
+                bc.add(f, g);
+                bd.add(f, h);
+                aa = multiply_add(e, e, aa);
+                bb = multiply_add(f, f, bb);
+                cc = multiply_add(g, g, cc);
+                dd = multiply_add(h, h, dd);
+            }
+            of_02.add(v, ac.hi, ac.lo);
+            of_03.add(v, ad.hi, ad.lo);
+            of_12.add(v, bc.hi, bc.lo);
+            of_13.add(v, bd.hi, bd.lo);
+            squares[0].part[v] = squares[0].part[v] + aa;
+            squares[1].part[v] = squares[1].part[v] + bb;
+            squares[2].part[v] = squares[2].part[v] + cc;
+            squares[3].part[v] = squares[3].part[v] + dd;
+        }
+    });
+    of_02.store(sums);
+    of_03.store(sums + n_lanes);
+    of_12.store(sums + 2 * n_lanes);
+    of_13.store(sums + 3 * n_lanes);
+    for (int k = 0; k < 4; ++k) squared[k] += sum_lanes(squares[k]);
 }
 
 void dot_cascaded(const double* x, const double* y, int64_t n, Cascade* sums) {
     CascadeLanes lanes(sums);
-    for_each_chain<Float64>(chars(x), chars(y), n, [&](const char* px, const char* py, int64_t steps) {
+    const char* const arrays[2] = {chars(x), chars(y)};
+    for_each_chain<Float64>(arrays, n, [&](const char* const* at, int64_t steps) {
         for (int v = 0; v < n_vectors; ++v) {
-            Chain<Float64> chain(load<Float64>(px, v), load<Float64>(py, v));
+            Chain<Float64> chain(load<Float64>(at[0], v), load<Float64>(at[1], v));
             for (int64_t i = 1; i < steps; ++i) {
                 const int64_t offset = i * n_lanes * Float64::bytes;
-                chain.add(load<Float64>(px + offset, v), load<Float64>(py + offset, v));
+                chain.add(load<Float64>(at[0] + offset, v), load<Float64>(at[1] + offset, v));
             }
             lanes.add(v, chain.hi, chain.lo);
         }
@@ -708,6 +756,7 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     STEEPEST_FOR_EACH_DTYPE(narrow),
     STEEPEST_FOR_EACH_DTYPE(pair_sums),
     STEEPEST_FOR_EACH_DTYPE(pair_sums_cascaded),
+    STEEPEST_FOR_EACH_DTYPE(cross_sums_cascaded),
     {STEEPEST_FOR_EACH_DTYPE(dots_1), STEEPEST_FOR_EACH_DTYPE(dots_2), STEEPEST_FOR_EACH_DTYPE(dots_3)},
     {STEEPEST_FOR_EACH_DTYPE_AND(combine, 1), STEEPEST_FOR_EACH_DTYPE_AND(combine, 2),
      STEEPEST_FOR_EACH_DTYPE_AND(combine, 3), STEEPEST_FOR_EACH_DTYPE_AND(combine, 4)},

@@ -26,8 +26,11 @@ struct HotLoops {
     void (*widen[4])(const void* source, std::int64_t n, double* target);
     void (*narrow[4])(const double* source, std::int64_t n, void* target, bool stream);
     PairSums (*pair_sums[4])(const void* x, const void* y, std::int64_t n);
-    // The same sums x.x, x.y, y.y as if computed in more than twice the working precision: adds to sums[3 * n_lanes]
-    void (*pair_sums_cascaded[4])(const void* x, const void* y, std::int64_t n, Cascade* sums);
+    // The same sums x.x, x.y, y.y in cascades: adds to sums[3 * n_lanes], and the squared products to *squared
+    void (*pair_sums_cascaded[4])(const void* x, const void* y, std::int64_t n, Cascade* sums, double* squared);
+    // Of a pair (x0, x1) with another (x2, x3): adds x0.x2, x0.x3, x1.x2, x1.x3 to sums[4 * n_lanes], and x_i.x_i, for
+    // bounds, to squared[4]
+    void (*cross_sums_cascaded[4])(const void* const* x, std::int64_t n, Cascade* sums, double* squared);
     // hi + lo of w_k.x for k = 0 .. K-1, each as if computed in twice the working precision; indexed by K - 1
     void (*dots[max_dots][4])(const void* const* w, const void* x, std::int64_t n, double* hi_lo);
     // out = base*x + sum_k c_k w_k; indexed by K - 1. `stream`: past the caches, for results that will not fit in them.

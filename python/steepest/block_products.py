@@ -196,6 +196,12 @@ def lag_of(y: Vector | None, g: Vector | None, y0: Vector | None, g0: Vector | N
     LagProducts
         NaN where a vector is missing.
     """
+    if y is not None and g is not None and y0 is not None and g0 is not None:
+        whole = _core.segment_cross_products(y, g, y0, g0)[0]
+        if not np.isnan(whole[0, 0]):
+            yy, yg, gy, gg = (Product(*numbers) for numbers in whole.tolist())
+            return yy, yg, gy, gg
+    # Vectors that are missing, zero, not finite, or have to be scaled
     there = [(i, x) for i, x in enumerate((y, g, y0, g0)) if x is not None]
     if not there:
         return MISSING, MISSING, MISSING, MISSING

@@ -17,6 +17,7 @@ from steepest.block_products import (
     MISSING,
     LagProducts,
     Pair,
+    Product,
     angle_of,
     lag_of,
     normalized,
@@ -27,7 +28,7 @@ from steepest.block_products import (
     sum_of_pairs,
 )
 from steepest.rounding_floor import angle_floor, rounding_norm
-from steepest.row_format import DTYPE_CODE, NAN, STATUS_CODE
+from steepest.row_format import DTYPE_CODE, LAG_PRODUCTS, NAN, STATUS_CODE
 
 __all__ = ["StepData", "coarsest_of_blocks", "difference", "fill_skipped", "fill_step", "ordered", "scalar_row"]
 
@@ -106,9 +107,11 @@ def fill_step(
     tolerances = [0.0 if lag or not dtype else angle_tolerance(dtype) for dtype in dtypes]
     # Below the rounding floor an angle means nothing: no second pass over the vectors of plain gradient descent for it.
     roundings = [0.0 if lag or math.isnan(spacing) else rounding_norm(spacing) for spacing in spacings]
-    if n_arrays > 1 and not lag and y is not None and g is not None and data.base is None:
-        products = _core.segment_angle_grams(y.segments, g.segments, tolerances, [r * r for r in roundings])
+    if n_arrays > 1 and y is not None and g is not None and data.base is None:
+        first = "compensated" if lag else "fast"
+        products = _core.segment_angle_grams(y.segments, g.segments, tolerances, [r * r for r in roundings], first)
         _fill_at_once(rows, number, data, products, dtypes, spacings, resumed)
+        _fill_lags(rows, previous[:lag], y, g)
         return
     pairs = list(map(pair_of, ys, gs, tolerances[-n_arrays:], bases, roundings[-n_arrays:]))
     if n_arrays > 1:
@@ -150,6 +153,47 @@ def _fill_at_once(
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.ldexp(np.sqrt(products[:, 2]), products[:, 10].astype(np.int32))
         rows["psi_floor"] = np.arctan2(rounding_norm(np.array(spacings)), norms)
+
+
+def _fill_lags(rows: NDArray[np.void], previous: Sequence[StepData | None], y: LongVector, g: LongVector) -> None:
+    """The products of all arrays with each of the steps before, in one pass over the vectors of both."""
+    if "lag_yy" not in (rows.dtype.names or ()):
+        return
+    for name in LAG_PRODUCTS:
+        rows[name] = rows[name + "_lo"] = rows[name + "_bound"] = NAN
+        rows[name + "_exponent"] = 0
+    for j, before in enumerate(previous):
+        if before is None or (before.grad is None and before.update is None):
+            continue
+        y0s, g0s = (_segments(x, len(y.segments)) for x in (before.grad, before.update))
+        if before.grad is None or before.update is None:
+            table = np.full((len(rows), len(LAG_PRODUCTS), 3), NAN)
+        else:
+            table = _core.segment_cross_products(y.segments, g.segments, before.grad.segments, before.update.segments)
+        for k, name in enumerate(LAG_PRODUCTS):
+            for i, part in enumerate(("", "_lo", "_bound")):
+                rows[name + part][:, j] = table[:, k, i]
+        # What has to be scaled, is zero, not finite or not there, array by array
+        odd = np.flatnonzero(np.isnan(table[1:, 0, 0])).tolist()
+        alone = {i: lag_of(y.segments[i], g.segments[i], y0s[i], g0s[i]) for i in odd}
+        for i, products in alone.items():
+            _set_lag(rows[i + 1], j, products)
+        if np.isnan(table[0, 0, 0]):
+            _set_lag(rows[0], j, sum_of_lags([alone.get(i) or _lag_in(rows[i + 1], j) for i in range(len(y0s))]))
+
+
+def _set_lag(row: np.void, j: int, products: LagProducts) -> None:
+    for name, product in zip(LAG_PRODUCTS, products, strict=True):
+        row[name][j], row[name + "_lo"][j], row[name + "_bound"][j], row[name + "_exponent"][j] = product
+
+
+def _lag_in(row: np.void, j: int) -> LagProducts:
+    def product(name: str) -> Product:
+        hi, lo, bound = (float(row[name + part][j]) for part in ("", "_lo", "_bound"))
+        return Product(hi, lo, bound, int(row[name + "_exponent"][j]))
+
+    yy, yg, gy, gg = map(product, LAG_PRODUCTS)
+    return yy, yg, gy, gg
 
 
 def _lags(

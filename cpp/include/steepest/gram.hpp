@@ -49,8 +49,20 @@ struct Accuracy {
 Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, const Accuracy& accuracy);
 
 // The same of the whole pair and then of each segment by itself, in one pass over memory but for those that it does not
-// settle. The numbers are those of `angle_gram`, bit for bit. One accuracy for each result.
-std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const std::vector<Accuracy>& accuracies);
+// settle. The numbers are those of `angle_gram`, bit for bit, where the first pass is a fast one; a compensated one gives hi
+// + lo of them all at once. One accuracy for each result.
+std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const std::vector<Accuracy>& accuracies,
+                                      Precision precision = Precision::fast);
+
+// Compensated inner products of a pair with another one: y.y0, y.g0, g.y0, g.g0.
+struct CrossProducts {
+    DoubleDouble value[4];
+    double bound[4] = {};
+    bool in_range = false;  // false if the vectors have to be scaled, or are zero or not finite; no values then
+};
+
+// Of the whole vectors and then of each segment, in one pass over memory.
+std::vector<CrossProducts> segment_cross_products(const Vector& y, const Vector& g, const Vector& y0, const Vector& g0);
 
 // Largest absolute value; NaN if an element is NaN or infinite.
 double max_abs(const Vector& vector);
