@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest.arrays import Layout
-from steepest.metrics.kronecker import KroneckerMetric
+from steepest.metrics.kronecker import KroneckerMetric, matrix_shape
 
-__all__ = ["Factor", "KroneckerEstimate"]
+__all__ = ["ArrayFit", "Factor", "KroneckerEstimate", "squared"]
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
@@ -46,7 +47,7 @@ class Factor:
     @property
     def rank(self) -> int:
         """Dimension of what the steps span."""
-        return self.span.shape[1]
+        return int(self.span.shape[1])
 
     def eigenvalues(self) -> Array:
         """Of Q^T A Q, ascending; 0 where they are not distinguishable from it.
@@ -87,6 +88,71 @@ class Factor:
         return np.asarray(q @ np.block([[inside, coupling.T], [coupling, outside]]) @ q.T)
 
 
+def squared(x: Array) -> float:
+    """Sum of squares.
+
+    Parameters
+    ----------
+    x : ndarray
+        Any shape.
+
+    Returns
+    -------
+    float
+        At least 0.
+    """
+    flat = x.ravel()
+    return float(flat @ flat)
+
+
+class ArrayFit:
+    """Fits of one array: M = (a, b) of y from g, P of g from y, S the symmetric one or None; None for an identity."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        fit: tuple[Factor | None, Factor | None],
+        reverse: tuple[Factor | None, Factor | None],
+        symmetric: tuple[Array | None, Array | None] | None,
+        in_sample: Array,
+        iterations: str = "",
+    ) -> None:
+        self.m, self.r = matrix_shape(shape)
+        self.fit, self.reverse, self.symmetric, self.in_sample = fit, reverse, symmetric, in_sample
+        #: What is to be said of the iterations, empty if they converged or there are none.
+        self.iterations = iterations
+
+    @property
+    def factors(self) -> list[Factor]:
+        """Of the family's sides."""
+        return [f for f in self.fit if f is not None]
+
+    def residuals(self, y: Array, g: Array) -> list[float]:
+        """As `Fitted.held_out` of one step.
+
+        Parameters
+        ----------
+        y, g : ndarray, shape (m, r)
+            Of the step.
+
+        Returns
+        -------
+        list of float
+            Five.
+        """
+        a, b = (None if f is None else f.matrix for f in self.fit)
+        p, q = (None if f is None else f.matrix for f in self.reverse)
+        found = [squared(y - _times(a, g, b)), squared(g - _times(p, y, q)), math.nan, squared(y), squared(g)]
+        if self.symmetric is not None:
+            found[2] = squared(y - _times(self.symmetric[0], g, self.symmetric[1]))
+        return found
+
+
+def _times(a: Array | None, x: Array, b: Array | None) -> Array:
+    x = x if a is None else a @ x
+    return x if b is None else x @ b
+
+
 @dataclass(frozen=True, eq=False)
 class KroneckerEstimate:
     """A and B of each array, None for a side that the family leaves out; symmetric ones None where there are none."""
@@ -97,6 +163,22 @@ class KroneckerEstimate:
     exponent: int
 
     def metric(self, block: int, floor: float | None, symmetric: bool) -> KroneckerMetric:
+        """As `Estimate.metric`.
+
+        Parameters
+        ----------
+        block : int
+            Place in the blocks.
+        floor : float, optional
+            For an eigenvalue of M that is 0 or open; of two factors, each takes the root.
+        symmetric : bool
+            The symmetric estimate.
+
+        Returns
+        -------
+        KroneckerMetric
+            Of the block.
+        """
         places, layout = self._of(block)
         factors = []
         for i in places:
@@ -110,6 +192,20 @@ class KroneckerEstimate:
         return KroneckerMetric(layout, factors)
 
     def elements(self, block: int, symmetric: bool) -> Any:
+        """As `Estimate.elements`.
+
+        Parameters
+        ----------
+        block : int
+            Place in the blocks.
+        symmetric : bool
+            The symmetric estimate.
+
+        Returns
+        -------
+        ndarray, tuple or mapping
+            The matrix of the side; (A, B) of both; by name where the block is all arrays.
+        """
         places, layout = self._of(block)
         found: list[Any] = []
         for i in places:

@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steepest.arrays import EPSILON, Layout
-from steepest.identify.fitted import BlockFacts, Fitted, FitStatus
-from steepest.identify.kronecker_estimate import Factor, KroneckerEstimate
-from steepest.identify.passes import Pass, ScaledStep, fit_and_score, require_vectors
+from steepest.identify.fitted import Fitted
+from steepest.identify.kronecker_estimate import ArrayFit, Factor, squared
+from steepest.identify.kronecker_facts import assembled, check_sides
+from steepest.identify.passes import ScaledStep, fit_and_score, require_vectors
 from steepest.identify.procrustes import spd_procrustes
 from steepest.identify.row_factor import RowFactor
 from steepest.identify.steps import Steps
 from steepest.metrics.kronecker import matrix_shape
 
 __all__ = [
-    "ArrayFit",
-    "GramFactor",
     "Sums",
-    "assembled",
-    "check_sides",
+    "data_epsilon",
     "fit_kronecker_input",
     "fit_kronecker_output",
+    "matrices",
+    "new_sums",
+    "rank_tolerance",
     "solve_side",
-    "squared",
 ]
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
 _QR = 256  # rows up to which an orthogonal factor is kept, exact to rounding; above, sums of products
-_LARGEST = 4096  # rows of a side: three float64 matrices of that size
 
 
 class Sums(Protocol):
@@ -69,7 +67,7 @@ class Sums(Protocol):
         """
 
 
-class GramFactor:
+class _GramFactor:
     """`Sums` as ``sum G G^T``, ``sum Y G^T``, ``sum Y Y^T``, for many rows.
 
     Parameters
@@ -106,23 +104,6 @@ def _root(gg: Array, yg: Array, yy: float) -> tuple[Array, Array, float]:
     return u * s, b, max(0.0, yy - squared(b))
 
 
-def squared(x: Array) -> float:
-    """Sum of squares.
-
-    Parameters
-    ----------
-    x : ndarray
-        Any shape.
-
-    Returns
-    -------
-    float
-        At least 0.
-    """
-    flat = x.ravel()
-    return float(flat @ flat)
-
-
 def new_sums(m: int) -> Sums:
     """For a side with m rows.
 
@@ -136,7 +117,7 @@ def new_sums(m: int) -> Sums:
     Sums
         Exact to rounding where m allows.
     """
-    return RowFactor(m) if m <= _QR else GramFactor(m)
+    return RowFactor(m) if m <= _QR else _GramFactor(m)
 
 
 def rank_tolerance(m: int, epsilon: float) -> float:
@@ -202,54 +183,6 @@ def symmetric_side(X: Array, Z: Array) -> Array:
     return np.asarray(half @ half.T)
 
 
-class ArrayFit:
-    """Fits of one array: M = (a, b) of y from g, P of g from y, S the symmetric one or None; None for an identity."""
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        fit: tuple[Factor | None, Factor | None],
-        reverse: tuple[Factor | None, Factor | None],
-        symmetric: tuple[Array | None, Array | None] | None,
-        in_sample: Array,
-        iterations: str = "",
-    ) -> None:
-        self.m, self.r = matrix_shape(shape)
-        self.fit, self.reverse, self.symmetric, self.in_sample = fit, reverse, symmetric, in_sample
-        #: What is to be said of the iterations, empty if they converged or there are none.
-        self.iterations = iterations
-
-    @property
-    def factors(self) -> list[Factor]:
-        """Of the family's sides."""
-        return [f for f in self.fit if f is not None]
-
-    def residuals(self, y: Array, g: Array) -> list[float]:
-        """As `Fitted.held_out` of one step.
-
-        Parameters
-        ----------
-        y, g : ndarray, shape (m, r)
-            Of the step.
-
-        Returns
-        -------
-        list of float
-            Five.
-        """
-        a, b = (None if f is None else f.matrix for f in self.fit)
-        p, q = (None if f is None else f.matrix for f in self.reverse)
-        found = [squared(y - _times(a, g, b)), squared(g - _times(p, y, q)), math.nan, squared(y), squared(g)]
-        if self.symmetric is not None:
-            found[2] = squared(y - _times(self.symmetric[0], g, self.symmetric[1]))
-        return found
-
-
-def _times(a: Array | None, x: Array, b: Array | None) -> Array:
-    x = x if a is None else a @ x
-    return x if b is None else x @ b
-
-
 class _OneSided:
     """One side of each array while it is fitted."""
 
@@ -261,33 +194,47 @@ class _OneSided:
 
     def add(self, step: ScaledStep) -> None:
         self.epsilon = max(self.epsilon, data_epsilon(step))
-        for sums, shape, (y, g) in zip(self.sums, self.shapes, step.arrays(), strict=True):
-            y, g = y.reshape(matrix_shape(shape)), g.reshape(matrix_shape(shape))
-            if y.size:
-                sums.add(*((g, y) if self.output else (g.T, y.T)))
+        for sums, (y, g) in zip(self.sums, matrices(step), strict=True):
+            sums.add(*((g, y) if self.output else (g.T, y.T)))
 
     def fit(self) -> Array:
-        for sums, shape in zip(self.sums, self.shapes, strict=True):
-            m, r = matrix_shape(shape)
-            tolerance = rank_tolerance(m if self.output else r, self.epsilon)
-            x, of_x, rest = sums.pair()
-            z, _, _ = swapped = sums.swapped()
-            a, residual = solve_side(x, of_x, rest, tolerance)
-            p, reverse = solve_side(*swapped, tolerance)
-            s, of_s = None, math.nan
-            if a.rank == p.rank == a.size:
-                s = symmetric_side(x, z) if a.matrix.any() else np.zeros_like(a.matrix)
-                of_s = squared(s @ x - of_x) + rest
-            sides = [(a, None), (p, None), None if s is None else (s, None)]
-            if not self.output:
-                sides = [None if pair is None else pair[::-1] for pair in sides]
-            in_sample = np.array([residual, reverse, of_s, squared(z), squared(x)])
-            self.fits.append(ArrayFit(shape, *sides, in_sample))
+        self.fits = [self._array_fit(shape, sums) for shape, sums in zip(self.shapes, self.sums, strict=True)]
         return np.array([fit.in_sample for fit in self.fits])
 
+    def _array_fit(self, shape: tuple[int, ...], sums: Sums) -> ArrayFit:
+        tolerance = rank_tolerance(matrix_shape(shape)[0 if self.output else 1], self.epsilon)
+        x, of_x, rest = sums.pair()
+        z, of_z, rest_of_z = sums.swapped()
+        a, residual = solve_side(x, of_x, rest, tolerance)
+        p, reverse = solve_side(z, of_z, rest_of_z, tolerance)
+        s, of_s = None, math.nan
+        if a.rank == p.rank == a.size and a.matrix.any():
+            s = symmetric_side(x, z)
+            of_s = squared(s @ x - of_x) + rest
+        in_sample = np.array([residual, reverse, of_s, squared(z), squared(x)])
+        if self.output:
+            return ArrayFit(shape, (a, None), (p, None), None if s is None else (s, None), in_sample)
+        return ArrayFit(shape, (None, a), (None, p), None if s is None else (None, s), in_sample)
+
     def residuals(self, step: ScaledStep) -> Array:
-        pairs = zip(self.fits, step.arrays(), strict=True)
-        return np.array([fit.residuals(y.reshape(fit.m, fit.r), g.reshape(fit.m, fit.r)) for fit, (y, g) in pairs])
+        return np.array([fit.residuals(y, g) for fit, (y, g) in zip(self.fits, matrices(step), strict=True)])
+
+
+def matrices(step: ScaledStep) -> list[tuple[Array, Array]]:
+    """Y and G of each array, first axis as rows.
+
+    Parameters
+    ----------
+    step : ScaledStep
+        Any.
+
+    Returns
+    -------
+    list of (ndarray, ndarray)
+        Shapes (m, r).
+    """
+    pairs = step.arrays()
+    return [(y.reshape(shape), g.reshape(shape)) for y, g in pairs for shape in [matrix_shape(y.shape)]]
 
 
 def data_epsilon(step: ScaledStep) -> float:
@@ -369,171 +316,5 @@ def _fit_side(steps: Steps, split: int, progress: bool, output: bool) -> Fitted:
     require_vectors(steps, family)
     check_sides(steps.layout, family, (output, not output))
     model = _OneSided(steps.layout, output)
-    return assembled(steps, model.fits, fit_and_score(steps, split, progress, family, model))
-
-
-def check_sides(layout: Layout, family: str, sides: tuple[bool, bool]) -> None:
-    """Refuse matrices that would not fit.
-
-    Parameters
-    ----------
-    layout : Layout
-        Of the run.
-    family : str
-        For the message.
-    sides : tuple of bool
-        Whether the family has a matrix for the rows, and one for the columns.
-
-    Raises
-    ------
-    ValueError
-        A side is too long.
-    """
-    for i, shape in enumerate(layout.shapes):
-        for size, wanted, axis in zip(matrix_shape(shape), sides, ("rows", "columns"), strict=True):
-            if wanted and size > _LARGEST:
-                name = "" if layout.names is None else f" {layout.names[i]!r}"
-                raise ValueError(
-                    f"expected at most {_LARGEST} {axis} for family={family!r}, got {size} in the array{name} of shape "
-                    f"{shape}: the metric would be a matrix of {size} x {size}; use the other side, or leave the array "
-                    "out of the run"
-                )
-
-
-def assembled(steps: Steps, fits: Sequence[ArrayFit], found: Pass) -> Fitted:
-    """The outcome of a Kronecker family, with what the data determine of each block.
-
-    Parameters
-    ----------
-    steps : Steps
-        The run.
-    fits : sequence of ArrayFit
-        One for each array.
-    found : Pass
-        Scores.
-
-    Returns
-    -------
-    Fitted
-        For `identify`.
-    """
-    exponent = found.exponents[0] - found.exponents[1]
-    facts = [_facts(fit, found.fitted_steps, math.ldexp(1.0, exponent)) for fit in fits]
-    names = steps.layout.names
-    return Fitted(
-        estimate=KroneckerEstimate(steps.layout, [f.fit for f in fits], [f.symmetric for f in fits], exponent),
-        in_sample=found.in_sample,
-        held_out=found.held_out,
-        numbers=found.numbers,
-        fitted_steps=found.fitted_steps,
-        dropped=found.dropped,
-        facts=tuple(facts) if names is None else (_together(names, facts), *facts),
-    )
-
-
-def _facts(fit: ArrayFit, steps: int, unit: float) -> BlockFacts:
-    """What the steps determine of one array."""
-    factors, both = fit.factors, len(fit.factors) == 2
-    parameters = sum(f.size * (f.size + 1) // 2 for f in factors) - both
-    eigenvalues = [f.eigenvalues() for f in factors]
-    zeros = sum(int(np.count_nonzero(values == 0.0)) for values in eigenvalues)
-    positive = [values[values > 0.0] for values in eigenvalues]
-    known = all(values.size for values in positive)
-    notes = []
-    short = False
-    for factor, rows, others in zip(fit.fit, (fit.m, fit.r), (fit.r, fit.m), strict=True):
-        if factor is not None:
-            few, said = _conditions(factor, "A" if factor is fit.fit[0] else "B", rows, others, steps)
-            short = short or few
-            notes += said
-    if both and fit.m * fit.r:
-        needed = (fit.m * (fit.m + 1) + fit.r * (fit.r + 1) - 2) / (2 * fit.m * fit.r)
-        if steps < needed:
-            short = True
-            notes.append(
-                f"{steps} steps are fewer than the {needed:.3g} that can determine A and B together, "
-                "(m(m+1) + r(r+1) - 2)/(2 m r)"
-            )
-        notes.append("A and B are known up to a factor, (c A, B/c); here |A| = |B| on what the steps span")
-    status: FitStatus = "ok"
-    if not any(f.rank for f in factors):
-        status = "not_identified"
-        notes = ["nothing moved in the fitted steps: the data say nothing about the metric"]
-    elif short or steps < 1:
-        status = "too_few_steps"
-    elif any(f.rank < f.size for f in factors):
-        status = "underdetermined"
-    elif zeros:
-        status = "not_positive_definite"
-    elif fit.iterations or not all(f.converged for f in factors):
-        status = "not_converged"
-    if not all(f.converged for f in factors):
-        notes.append("the solver stopped before its residual was certified")
-    if fit.iterations:
-        notes.append(fit.iterations)
-    return BlockFacts(
-        parameters=parameters,
-        status=status,
-        dimension=sum(f.size for f in factors),
-        determined=sum(f.rank for f in factors),
-        not_positive=zeros,
-        smallest=math.prod(float(values[0]) for values in positive) * unit if known else math.nan,
-        largest=math.prod(float(values[-1]) for values in positive) * unit if known else math.nan,
-        notes=tuple(notes),
-    )
-
-
-def _conditions(factor: Factor, name: str, rows: int, others: int, steps: int) -> tuple[bool, list[str]]:
-    """Whether there are too few steps for a matrix, and what it rests on, in words."""
-    side, total = ("output", "sum_t G_t G_t^T") if name == "A" else ("input", "sum_t G_t^T G_t")
-    if rows == 1:
-        return False, [f"the {side} side has one element only: {name} is one number"]
-    notes = []
-    short = steps * others < rows
-    if factor.rank == rows:
-        notes.append(f"{name} ({rows} x {rows}) is unique: {total} has full rank")
-    elif factor.rank:
-        notes.append(
-            f"{total} has rank {factor.rank} of {rows}: the updates determine {name} times the {factor.rank} directions "
-            f"that they span, enough to score steps within them; {name} between the other {rows - factor.rank} "
-            "directions is free"
-        )
-    if short:
-        notes.append(f"{steps} steps with {others} columns each cannot span {rows} directions")
-    zeros = int(np.count_nonzero(factor.eigenvalues() == 0.0))
-    if zeros:
-        notes.append(
-            f"{name} is singular: the best semidefinite fit maps {zeros} of the {factor.rank} directions that moved to 0"
-        )
-    if factor.epsilon:
-        notes.append(
-            f"no matrix attains the best fit: {factor.epsilon:.0e} of its largest eigenvalue was added to {name} on the "
-            "span of the updates"
-        )
-    return short, notes
-
-
-_WORST: tuple[FitStatus, ...] = (
-    "too_few_steps",
-    "not_identified",
-    "underdetermined",
-    "not_positive_definite",
-    "not_converged",
-    "ok",
-)
-
-
-def _together(names: Sequence[str], facts: Sequence[BlockFacts]) -> BlockFacts:
-    """Of all arrays."""
-    smallest, largest = ([x for x in column if x > 0.0] for column in zip(*((f.smallest, f.largest) for f in facts)))
-    said = [f"{name!r}: {note}" for name, f in zip(names, facts, strict=True) if f.status != "ok" for note in f.notes]
-    return BlockFacts(
-        parameters=sum(f.parameters for f in facts),
-        status=min((f.status for f in facts), key=_WORST.index),
-        dimension=sum(f.dimension for f in facts),
-        determined=sum(f.determined for f in facts),
-        not_positive=sum(f.not_positive for f in facts),
-        smallest=min(smallest, default=math.nan),
-        largest=max(largest, default=math.nan),
-        notes=tuple(said[:8]) + (f"and {len(said) - 8} more notes of the arrays",) * (len(said) > 8),
-    )
+    found = fit_and_score(steps, split, progress, family, model)
+    return assembled(steps, model.fits, found)
