@@ -90,8 +90,8 @@ class _Alternation:
         norms = [math.sqrt(squared(f.matrix @ f.span)) for f in (a, b)]
         scale = math.sqrt(norms[1] / norms[0]) if min(norms) > 0.0 else 1.0
         return (
-            Factor(a.matrix * scale, a.span, a.epsilon, a.converged),
-            Factor(b.matrix / scale, b.span, b.epsilon, b.converged),
+            Factor(a.matrix * scale, a.span, a.converged),
+            Factor(b.matrix / scale, b.span, b.converged),
         )
 
 
@@ -191,7 +191,7 @@ class _TwoSided:
 
 
 def fit_kronecker(
-    steps: Steps, split: int, progress: bool, *, tolerance: float = 1e-9, max_iterations: int = 100
+    steps: Steps, split: int, progress: bool, *, tolerance: float = 1e-10, max_iterations: int = 100
 ) -> Fitted:
     """Fit ``M(W) = A W B`` to each array: ``min over A, B >= 0 of sum_t |Y_t - A G_t B|^2``.
 

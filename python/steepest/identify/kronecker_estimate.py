@@ -25,18 +25,15 @@ class Factor:
     Attributes
     ----------
     matrix : ndarray, shape (m, m)
-        Symmetric, positive semidefinite up to rounding.
+        Symmetric A; positive semidefinite on the span up to rounding, 0 where it is free.
     span : ndarray, shape (m, k)
-        Orthonormal basis Q of what the steps span: they determine ``matrix @ Q``, nothing else.
-    epsilon : float
-        See `steepest.identify.procrustes.Procrustes`.
+        Orthonormal basis Q of what the steps span: they determine A Q, nothing else.
     converged : bool
         Whether its solver did.
     """
 
     matrix: Array
     span: Array
-    epsilon: float = 0.0
     converged: bool = True
 
     @property

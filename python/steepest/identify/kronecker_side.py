@@ -31,6 +31,8 @@ __all__ = [
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
+_CERTIFIED = 1e-8  # of the residual
+_ITERATIONS = 200
 _QR = 256  # rows up to which an orthogonal factor is kept, exact to rounding; above, sums of products
 
 
@@ -121,7 +123,7 @@ def new_sums(m: int) -> Sums:
 
 
 def rank_tolerance(m: int, epsilon: float) -> float:
-    """Singular values of the updates below this share of the largest are rounding.
+    """Singular values of the updates below this share of the largest count as 0.
 
     Parameters
     ----------
@@ -133,9 +135,10 @@ def rank_tolerance(m: int, epsilon: float) -> float:
     Returns
     -------
     float
-        Relative.
+        At least 1e-7, a share of 1e-14 of the squares: directions that the updates have left that much sooner than the
+        others, as they do in full batches, are neither determined in practice nor within the solver's reach.
     """
-    return 4.0 * math.sqrt(m) * epsilon
+    return max(1e-7, 4.0 * math.sqrt(m) * epsilon)
 
 
 def solve_side(X: Array, B: Array, rest: float, tolerance: float) -> tuple[Factor, float]:
@@ -151,17 +154,28 @@ def solve_side(X: Array, B: Array, rest: float, tolerance: float) -> tuple[Facto
     Returns
     -------
     factor : Factor
-        Zero where nothing moved.
+        With the span of X; zero outside of it.
     residual : float
         The sum.
+
+    Notes
+    -----
+    Section 11(a) (Gillis and Sharma 2018, paper): with X = U S V^T and Q = U on the span, Q^T A Q is an SPD Procrustes
+    problem of the size of the rank, and the coupling (I - Q Q^T) A Q follows. What is free is left 0: a positive
+    semidefinite completion can be as large as one likes where Q^T A Q is nearly singular, and would only spoil the
+    prediction of steps that leave the span a little.
     """
     u, s, vt = np.linalg.svd(X, full_matrices=False)
     keep = s > tolerance * float(np.max(s, initial=0.0))
-    u, s = u[:, keep], s[keep]
-    if not s.size:
-        return Factor(np.zeros((len(X), len(X))), u), squared(B) + rest
-    found = spd_procrustes(u * s, B @ vt[keep].T)
-    return Factor(found.A, u, found.epsilon, found.converged), squared(found.A @ X - B) + rest
+    q, s = u[:, keep], s[keep]
+    a, converged = np.zeros((len(X), len(X))), True
+    if s.size:
+        z = B @ vt[keep].T
+        inside = q.T @ z
+        found = spd_procrustes(np.diag(s), inside, tolerance=_CERTIFIED, max_iterations=_ITERATIONS)
+        coupling = ((z - q @ inside) / s) @ q.T
+        a, converged = q @ found.A @ q.T + coupling + coupling.T, found.converged
+    return Factor(a, q, converged), squared(a @ X - B) + rest
 
 
 def symmetric_side(X: Array, Z: Array) -> Array:
