@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from steepest.arrays import Layout
 from steepest.identify.fitted import BlockFacts, FitStatus, Fitted
 from steepest.identify.kronecker_estimate import ArrayFit, Factor, KroneckerEstimate
@@ -82,9 +80,8 @@ def _facts(fit: ArrayFit, steps: int, unit: float) -> BlockFacts:
     """What the steps determine of one array."""
     factors, both = fit.factors, len(fit.factors) == 2
     parameters = sum(f.size * (f.size + 1) // 2 for f in factors) - both
-    eigenvalues = [f.eigenvalues() for f in factors]
-    zeros = sum(int(np.count_nonzero(values == 0.0)) for values in eigenvalues)
-    positive = [values[values > 0.0] for values in eigenvalues]
+    zeros = sum(f.zeros for f in factors)
+    positive = [f.eigenvalues[f.zeros :] for f in factors]
     known = all(values.size for values in positive)
     notes = []
     short = False
@@ -148,11 +145,10 @@ def _conditions(factor: Factor, both: bool, name: str, rows: int, others: int, s
         )
     if short:
         notes.append(f"{steps} steps with {others} columns each cannot span {rows} directions")
-    zeros = int(np.count_nonzero(factor.eigenvalues() == 0.0))
-    if zeros:
+    if factor.zeros:
         notes.append(
-            f"{name} is singular: the best semidefinite fit maps {zeros} of the {factor.rank} directions that moved "
-            "to 0"
+            f"{name} is singular: the best semidefinite fit maps {factor.zeros} of the {factor.rank} directions that "
+            "moved to 0"
         )
     return short, notes
 

@@ -77,24 +77,32 @@ class _GramFactor:
     m : int
         Rows.
 
+    both : bool
+        Whether `swapped` will be asked for.
+
     Notes
     -----
     6 m^2 r operations for a pair, all in matrix products. Directions in which G is below ``sqrt(m eps)`` of its largest
     singular value (5e-7 for m = 1000; the rounding of float32 data is of that size already) are taken as not moved.
     """
 
-    def __init__(self, m: int) -> None:
-        self.gg, self.yg, self.yy = np.zeros((m, m)), np.zeros((m, m)), np.zeros((m, m))
+    def __init__(self, m: int, both: bool) -> None:
+        self.gg, self.yg = np.zeros((m, m)), np.zeros((m, m))
+        self.yy = np.zeros((m, m)) if both else None
+        self.total = 0.0
 
     def add(self, G: Array, Y: Array) -> None:
         self.gg += G @ G.T
         self.yg += Y @ G.T
-        self.yy += Y @ Y.T
+        self.total += squared(Y)
+        if self.yy is not None:
+            self.yy += Y @ Y.T
 
     def pair(self) -> tuple[Array, Array, float]:
-        return _root(self.gg, self.yg, float(np.trace(self.yy)))
+        return _root(self.gg, self.yg, self.total)
 
     def swapped(self) -> tuple[Array, Array, float]:
+        assert self.yy is not None  # both
         return _root(self.yy, self.yg.T, float(np.trace(self.gg)))
 
 
@@ -106,20 +114,22 @@ def _root(gg: Array, yg: Array, yy: float) -> tuple[Array, Array, float]:
     return u * s, b, max(0.0, yy - squared(b))
 
 
-def new_sums(m: int) -> Sums:
+def new_sums(m: int, both: bool = True) -> Sums:
     """For a side with m rows.
 
     Parameters
     ----------
     m : int
         Rows.
+    both : bool
+        Whether `Sums.swapped` will be asked for.
 
     Returns
     -------
     Sums
         Exact to rounding where m allows.
     """
-    return RowFactor(m) if m <= _QR else _GramFactor(m)
+    return RowFactor(m) if m <= _QR else _GramFactor(m, both)
 
 
 def rank_tolerance(m: int, epsilon: float) -> float:
@@ -168,14 +178,21 @@ def solve_side(X: Array, B: Array, rest: float, tolerance: float) -> tuple[Facto
     u, s, vt = np.linalg.svd(X, full_matrices=False)
     keep = s > tolerance * float(np.max(s, initial=0.0))
     q, s = u[:, keep], s[keep]
-    a, converged = np.zeros((len(X), len(X))), True
-    if s.size:
-        z = B @ vt[keep].T
-        inside = q.T @ z
-        found = spd_procrustes(np.diag(s), inside, tolerance=_CERTIFIED, max_iterations=_ITERATIONS)
-        coupling = ((z - q @ inside) / s) @ q.T
-        a, converged = q @ found.A @ q.T + coupling + coupling.T, found.converged
-    return Factor(a, q, converged), squared(a @ X - B) + rest
+    if not s.size:
+        return Factor(np.zeros((len(X), len(X))), q, np.zeros(0)), squared(B) + rest
+    z = B @ vt[keep].T
+    inside = q.T @ z
+    found = spd_procrustes(np.diag(s), inside, tolerance=_CERTIFIED, max_iterations=_ITERATIONS)
+    # What the solver does not tell from 0, against |Y|/|G| of the same directions
+    unit = 10.0 * _CERTIFIED * math.sqrt(squared(z) / squared(s))
+    values = np.where(found.eigenvalues > unit, found.eigenvalues, 0.0)
+    a = np.zeros((len(X), len(X)))
+    if values.any():
+        a += q @ found.A @ q.T
+    coupling = (z - q @ inside) / s
+    if squared(coupling) > unit**2:
+        a += coupling @ q.T + q @ coupling.T
+    return Factor(a, q, values, found.converged), squared(a @ X - B) + rest
 
 
 def symmetric_side(X: Array, Z: Array) -> Array:
