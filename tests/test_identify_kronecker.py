@@ -14,6 +14,7 @@ from steepest.identify import identify
 from steepest.identify.kronecker import geometric_mean
 from steepest.identify.kronecker_side import new_sums, rank_tolerance, solve_side, symmetric_side
 from steepest.identify.row_factor import RowFactor
+from steepest.recorder import Recorder
 
 OUTPUT, INPUT, BOTH = FAMILIES = ("kronecker-output", "kronecker-input", "kronecker")
 
@@ -148,6 +149,35 @@ def test_digits_without_decay_leave_directions_open():
     rank = round(64 * found["(all)"].determined)
     assert 40 < rank <= 64 - dead
     assert found["(all)"].r2 > 1.0 - 1e-8
+
+
+def test_floor_of_both_sides_keeps_what_is_determined():
+    rng = np.random.default_rng(1)
+    A, B = planted(BOTH, 10, 64, rng, 5.0)
+    run = softmax_run(A, B, 60, decay=0.0, batch=64)
+    found = identify(run, BOTH, rng=0)
+    assert found["(all)"].status == "underdetermined"
+    assert found["(all)"].r2 > 1.0 - 1e-8
+    M = found.to_metric(floor=0.01)
+    assert min(np.linalg.eigvalsh(x)[0] for x in M.factors) > 0.0
+    for grad, update in run[-3:]:
+        a, b = found.elements()
+        np.testing.assert_allclose(M @ update, a @ update @ b, atol=1e-8 * np.abs(grad).max())
+        np.testing.assert_allclose(M @ update, -grad, atol=1e-3 * np.abs(grad).max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recordings_are_read_as_often_as_needed(family, tmp_path):
+    rng = np.random.default_rng(0)
+    A, B = planted(family, 3, 4, rng, 5.0)
+    grad, update = quadratic_run(A, B, 20, rng, noise_y=0.2)
+    with Recorder(tmp_path / "run", keep="vectors") as recorder:
+        for y, g in zip(grad, update, strict=True):
+            recorder.step(params={"w": np.zeros((3, 4))}, grad={"w": y}, update={"w": g})
+    expected = identify(grad=grad, update=update, family=family, rng=0)
+    for source in (recorder, tmp_path / "run", list(zip(grad, update, strict=True))):
+        found = identify(source, family, rng=0)
+        assert found["(all)"].r2 == pytest.approx(expected["(all)"].r2, rel=1e-10)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -25,6 +25,7 @@ from steepest.metrics.kronecker import matrix_shape
 __all__ = ["fit_kronecker"]
 
 Array = NDArray[np.float64]
+_NOTHING = 1e-13  # of sum |Y|^2: a residual is not known better
 
 
 class _Alternation:
@@ -84,7 +85,8 @@ class _Alternation:
         self.objectives.append(objective)
         self.side = 1 - self.side
         self.sums = None
-        both = len(self.objectives) > 2 and self.objectives[-3] - objective <= tolerance * self.total
+        small = tolerance * objective + _NOTHING * self.total
+        both = len(self.objectives) > 2 and self.objectives[-3] - objective <= small
         self.converged = both or not found.matrix.any()
 
     def balanced(self) -> tuple[Factor, Factor]:
@@ -184,16 +186,16 @@ class _TwoSided:
         in_sample = [forward.objectives[-1], reverse.objectives[-1], math.nan, forward.total, reverse.total]
         said = ""
         if not forward.converged:
-            change = (forward.objectives[-3] - forward.objectives[-1]) / forward.total
+            change = 1.0 - forward.objectives[-1] / forward.objectives[-3]
             said = (
-                f"stopped after {forward.iterations} iterations, the last of which lowered the residual by "
-                f"{change:.1e} of |y|^2, more than tolerance={self.tolerance:g}: raise max_iterations"
+                f"stopped after {forward.iterations} iterations, the last of which lowered the residual by a share of "
+                f"{change:.1e}, more than tolerance={self.tolerance:g}: raise max_iterations"
             )
         return ArrayFit(shape, fit, back, symmetric, np.array(in_sample), said)
 
 
 def fit_kronecker(
-    steps: Steps, split: int, progress: bool, *, tolerance: float = 1e-10, max_iterations: int = 100
+    steps: Steps, split: int, progress: bool, *, tolerance: float = 1e-6, max_iterations: int = 100
 ) -> Fitted:
     """Fit ``M(W) = A W B`` to each array: ``min over A, B >= 0 of sum_t |Y_t - A G_t B|^2``.
 
@@ -206,7 +208,7 @@ def fit_kronecker(
     progress : bool
         Show a bar.
     tolerance : float
-        Stop when an iteration lowers the residual by less, as a share of sum_t |Y_t|^2.
+        Stop when an iteration lowers the residual by less than this share of it, or than 1e-13 of sum_t |Y_t|^2.
     max_iterations : int
         Each reads the fitted steps twice.
 
