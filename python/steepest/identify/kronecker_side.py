@@ -183,16 +183,13 @@ def solve_side(X: Array, B: Array, rest: float, tolerance: float) -> tuple[Facto
     z = B @ vt[keep].T
     inside = q.T @ z
     found = spd_procrustes(np.diag(s), inside, tolerance=_CERTIFIED, max_iterations=_ITERATIONS)
-    # What the solver does not tell from 0, against |Y|/|G| of the same directions
-    unit = 10.0 * _CERTIFIED * math.sqrt(squared(z) / squared(s))
-    values = np.where(found.eigenvalues > unit, found.eigenvalues, 0.0)
     a = np.zeros((len(X), len(X)))
-    if values.any():
+    if found.eigenvalues.any():
         a += q @ found.A @ q.T
     coupling = (z - q @ inside) / s
-    if squared(coupling) > unit**2:
+    if squared(coupling) > _CERTIFIED**2 * squared(z) / squared(s):  # else rounding, as always at full rank
         a += coupling @ q.T + q @ coupling.T
-    return Factor(a, q, values, found.converged), squared(a @ X - B) + rest
+    return Factor(a, q, found.eigenvalues, found.converged), squared(a @ X - B) + rest
 
 
 def symmetric_side(X: Array, Z: Array) -> Array:
