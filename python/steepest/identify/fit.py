@@ -15,6 +15,8 @@ from steepest.identify.diagonal import fit_diagonal
 from steepest.identify.diagonal_low_rank import fit_diagonal_low_rank
 from steepest.identify.fitted import FitStatus, Fitted
 from steepest.identify.identification import BlockFit, Family, Identification
+from steepest.identify.kronecker import fit_kronecker
+from steepest.identify.kronecker_side import fit_kronecker_input, fit_kronecker_output
 from steepest.identify.matrices import fit_block_diagonal, fit_full
 from steepest.identify.multi_secant import fit_multi_secant
 from steepest.identify.scalar import fit_scalar
@@ -27,6 +29,9 @@ __all__ = ["identify"]
 _FAMILIES: dict[Family, Callable[..., Fitted]] = {
     "scalar": fit_scalar,
     "diagonal": fit_diagonal,
+    "kronecker-output": fit_kronecker_output,
+    "kronecker-input": fit_kronecker_input,
+    "kronecker": fit_kronecker,
     "diagonal+low-rank": fit_diagonal_low_rank,
     "block-diagonal": fit_block_diagonal,
     "full": fit_full,

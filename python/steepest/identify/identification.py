@@ -15,7 +15,17 @@ from steepest.metrics.interface import Metric
 
 __all__ = ["BlockFit", "Identification"]
 
-Family = Literal["scalar", "diagonal", "diagonal+low-rank", "block-diagonal", "full", "multi-secant"]
+Family = Literal[
+    "scalar",
+    "diagonal",
+    "kronecker-output",
+    "kronecker-input",
+    "kronecker",
+    "diagonal+low-rank",
+    "block-diagonal",
+    "full",
+    "multi-secant",
+]
 
 
 @dataclass(frozen=True)
