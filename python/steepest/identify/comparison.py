@@ -31,10 +31,11 @@ def compare(
     Returns
     -------
     list of dict
-        block, family, parameters, status, r2, r2_low, r2_high, r2_reverse; `gain_low`, `gain_high`: 95% interval of
-        how much the best richer family adds, resampling the same steps of both (NaN for the richest); `chosen`:
-        whether this is the simplest family that no richer one beats by more than the margin, if its interval is above
-        0.
+        block, family, parameters, status, r2, r2_low, r2_high, r2_in_sample, r2_reverse, r2_symmetric; ceiling,
+        ceiling_low, ceiling_high, relative, relative_low, relative_high (see `Ceiling`); `gain_low`, `gain_high`: 95%
+        interval of how much the best richer family adds, resampling the same steps of both (NaN for the richest);
+        `chosen`: whether this is the simplest family that no richer one beats by more than the margin, if its interval
+        is above 0; verdict.
 
     Raises
     ------
@@ -75,10 +76,19 @@ def compare(
                     "r2": fit.r2,
                     "r2_low": fit.r2_low,
                     "r2_high": fit.r2_high,
+                    "r2_in_sample": fit.r2_in_sample,
                     "r2_reverse": fit.r2_reverse,
+                    "r2_symmetric": fit.r2_symmetric,
+                    "ceiling": fit.ceiling.value,
+                    "ceiling_low": fit.ceiling.low,
+                    "ceiling_high": fit.ceiling.high,
+                    "relative": fit.ceiling.relative,
+                    "relative_low": fit.ceiling.relative_low,
+                    "relative_high": fit.ceiling.relative_high,
                     "gain_low": low,
                     "gain_high": high,
                     "chosen": chosen_here,
+                    "verdict": fit.verdict,
                 }
             )
     return table
