@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest.arrays import LongVector
+from steepest.identify.displacements import sum_of
 from steepest.identify.scores import ratio, resampled
 from steepest.identify.steps import PairStep, Steps, products_of
 from steepest.recorder import Recorder
@@ -45,7 +46,7 @@ class Ceiling:
     relative_high: float = math.nan
 
 
-def replicate_products(steps: Steps, replicate: Any, numbers: list[int]) -> Array:
+def replicate_products(steps: Steps, replicate: Any, numbers: list[int], window: int = 1) -> Array:
     """Inner products of the gradients with their replicates.
 
     Parameters
@@ -56,6 +57,8 @@ def replicate_products(steps: Steps, replicate: Any, numbers: list[int]) -> Arra
         A gradient for each step of the run, first axis the step.
     numbers : list of int
         Numbers of the steps held out.
+    window : int
+        How many replicates are averaged for each step of the run.
 
     Returns
     -------
@@ -77,9 +80,9 @@ def replicate_products(steps: Steps, replicate: Any, numbers: list[int]) -> Arra
     given = _gradients(replicate)
     for step in steps.pairs(True):
         try:
-            r = ordered(next(given), "replicate", steps.layout)
+            r = _mean([ordered(next(given), "replicate", steps.layout) for _ in range(window)])
         except StopIteration:
-            raise ValueError(f"expected a replicate for each of {steps.total} steps, got fewer") from None
+            raise ValueError(f"expected a replicate for each of {steps.total * window} steps, got fewer") from None
         if step.number in wanted:
             found, powers = products_of(_gradient(step), r)
             rows.append(found * [1.0, -1.0, 1.0])
@@ -141,6 +144,10 @@ def ceiling_of(products: Array, residual: Array, norm: Array, rng: np.random.Gen
         of_score = residual - residual.sum() / norm.sum() * norm
         low_share, high_share, _ = resampled(columns, relative, of_score, rng)
     return Ceiling(found, low, high, float(yr / yy), share, low_share, high_share)
+
+
+def _mean(vectors: list[LongVector]) -> LongVector:
+    return vectors[0] if len(vectors) == 1 else sum_of(vectors, 1.0 / len(vectors))
 
 
 def _gradient(step: PairStep) -> LongVector:

@@ -12,6 +12,7 @@ import numpy as np
 from steepest.arrays import ArrayOrMapping
 from steepest.identify.ceiling import Ceiling, ceiling_of, replicate_products
 from steepest.identify.diagonal import fit_diagonal
+from steepest.identify.displacements import over_windows
 from steepest.identify.fitted import FitStatus, Fitted
 from steepest.identify.identification import BlockFit, Family, Identification
 from steepest.identify.scalar import fit_scalar
@@ -35,6 +36,7 @@ def identify(
     holdout: float = 0.25,
     blocks: Sequence[str] | None = None,
     steps: int | None = None,
+    window: int = 1,
     replicate: Any = None,
     rng: Any = None,
     progress: bool = False,
@@ -62,6 +64,10 @@ def identify(
         block, and one for all.
     steps : int, optional
         Number of pairs, where `x` has no length.
+    window : int
+        Fit displacements over so many steps instead of single ones: the sum of the updates against the mean of the
+        gradients, one window after the other. A rule with memory, such as momentum, is not of a family step by step
+        but over windows longer than its memory (`steepest.identify.over_windows` says why).
     replicate : array, mapping, Recording, path-like or iterable of vectors, optional
         For the noise ceiling: gradients at the same parameters from data independent of `grad`, such as another
         mini-batch, or the one that the rule consumed where `grad` is the gradient of all data. First axis the step.
@@ -113,7 +119,7 @@ def identify(
         raise ValueError(f"expected family to be one of {', '.join(map(repr, get_args(Family)))}, got {family!r}")
     if not 0.0 <= holdout < 1.0:
         raise ValueError(f"expected holdout to be a share of the steps, 0 <= holdout < 1, got {holdout!r}")
-    run = steps_of(x, grad, update, steps)
+    run = over_windows(steps_of(x, grad, update, steps), window)
     wanted = run.blocks if blocks is None else tuple(blocks)
     unknown = [name for name in wanted if name not in run.blocks]
     if unknown or not wanted or isinstance(blocks, str):
@@ -122,7 +128,7 @@ def identify(
         raise ValueError("expected steps with gradient and update, got none: there is nothing to identify")
     later = math.ceil(holdout * run.total)
     fitted = _fitted(family, run, run.total - later, progress, options)
-    replicates = None if replicate is None else replicate_products(run, replicate, fitted.numbers)
+    replicates = None if replicate is None else replicate_products(run, replicate, fitted.numbers, window)
     generator = np.random.default_rng(rng)
     places = tuple(run.blocks.index(name) for name in wanted)
     fits = tuple(_block_fit(run, fitted, place, replicates, generator) for place in places)

@@ -162,6 +162,11 @@ class Selection:
         -------
         str
             What ``print(selection)`` shows.
+
+        Raises
+        ------
+        ValueError
+            No such block.
         """
         shown = None if block == "*" else self.blocks[0] if block is None else block
         if shown is not None and shown not in self.blocks:
@@ -250,6 +255,7 @@ def select(
     *,
     holdout: float = 0.25,
     blocks: Sequence[str] | None = None,
+    window: int = 1,
     replicate: Any = None,
     margin: float = 1e-3,
     rng: Any = None,
@@ -266,7 +272,7 @@ def select(
         Of `steepest.identify`. By default ``"scalar"``; ``"diagonal"`` where there are vectors; ``"kronecker-output"``
         and ``"kronecker-input"`` where an array has two axes or more. What does not apply to a run is skipped, with
         the reason in `Selection.skipped`.
-    holdout, blocks : float and sequence of str
+    holdout, blocks, window : float, sequence of str, int
         As for `steepest.identify`. Every score of a run rests on the same held-out steps.
     replicate : as for `steepest.identify`, or mapping name of the run -> that
         For the noise ceilings.
@@ -312,7 +318,8 @@ def select(
     for name, run in runs.items():
         steps = _steps(name, run)
         seed = int(seeds.integers(1 << 62))
-        options = {"holdout": holdout, "blocks": blocks, "replicate": replicates.get(name), "progress": progress}
+        given = replicates.get(name)
+        options = {"holdout": holdout, "blocks": blocks, "window": window, "replicate": given, "progress": progress}
         found[name] = {}
         for family, fit, reason in _fits(steps, wanted, families is not None, seed, options):
             if fit is None:
@@ -355,7 +362,7 @@ def _why_not(family: str, steps: Steps) -> str:
 
 def _steps(name: str, run: Any) -> Steps:
     whole = isinstance(run, tuple) and len(run) == 2 and not any(isinstance(part, tuple | list) for part in run)
-    steps = steps_of(None, *run, None) if whole else steps_of(run, None, None, None)
+    steps = steps_of(None, run[0], run[1], None) if whole else steps_of(run, None, None, None)
     if not steps.repeatable:
         raise ValueError(f"expected runs that can be read more than once, got an iterator for {name!r}: pass a list")
     return steps

@@ -8,6 +8,7 @@ from steepest.plot.angle import AngleData, angle, angle_data
 from steepest.plot.blocks import BlocksData, blocks, blocks_data
 from steepest.plot.course import CondData, LossData, SpeedData, cond, cond_data, loss, loss_data, speed, speed_data
 from steepest.plot.ellipses import GeometryOverStepsData, geometry_over_steps, geometry_over_steps_data
+from steepest.plot.geometries import GeometriesData, geometries, geometries_data
 from steepest.plot.geometry import GeometryData, geometry, geometry_data
 from steepest.plot.series import Curve, Marks
 
@@ -16,6 +17,7 @@ __all__ = [
     "BlocksData",
     "CondData",
     "Curve",
+    "GeometriesData",
     "GeometryData",
     "GeometryOverStepsData",
     "LossData",
@@ -27,6 +29,8 @@ __all__ = [
     "blocks_data",
     "cond",
     "cond_data",
+    "geometries",
+    "geometries_data",
     "geometry",
     "geometry_data",
     "geometry_over_steps",
