@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest.arrays import LongVector
-from steepest.identify.displacements import sum_of
+from steepest.arrays import Layout, LongVector
+from steepest.identify.displacements import add_to
 from steepest.identify.scores import ratio, resampled
 from steepest.identify.steps import PairStep, Steps, products_of
 from steepest.recorder import Recorder
@@ -80,7 +80,7 @@ def replicate_products(steps: Steps, replicate: Any, numbers: list[int], window:
     given = _gradients(replicate)
     for step in steps.pairs(True):
         try:
-            r = _mean([ordered(next(given), "replicate", steps.layout) for _ in range(window)])
+            r = _mean(given, steps.layout, window)
         except StopIteration:
             raise ValueError(f"expected a replicate for each of {steps.total * window} steps, got fewer") from None
         if step.number in wanted:
@@ -146,8 +146,16 @@ def ceiling_of(products: Array, residual: Array, norm: Array, rng: np.random.Gen
     return Ceiling(found, low, high, float(yr / yy), share, low_share, high_share)
 
 
-def _mean(vectors: list[LongVector]) -> LongVector:
-    return vectors[0] if len(vectors) == 1 else sum_of(vectors, 1.0 / len(vectors))
+def _mean(given: Iterator[Any], layout: Layout, count: int) -> LongVector:
+    if count == 1:
+        return ordered(next(given), "replicate", layout)
+    sums: list[Array] = [np.zeros(shape) for shape in layout.shapes]
+    for _ in range(count):
+        replicate = ordered(next(given), "replicate", layout)
+        if replicate.layout != layout:
+            raise ValueError(f"expected replicate to be {layout}, got {replicate.layout}")
+        add_to(sums, replicate, 1.0 / count)
+    return LongVector(list(sums), layout, ("float64",) * len(sums))
 
 
 def _gradient(step: PairStep) -> LongVector:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from steepest.arrays import Layout, LongVector, widened
 from steepest.identify.steps import PairStep, Steps, products_of
 
-__all__ = ["over_windows", "sum_of"]
+__all__ = ["add_to", "over_windows"]
 
 Array = NDArray[np.float64]
 
@@ -55,7 +55,7 @@ def over_windows(steps: Steps, window: int) -> Steps:
 
     Cost: one pass over the vectors, two float64 vectors besides.
     """
-    if isinstance(window, bool) or not isinstance(window, int | np.integer) or window < 1:
+    if window < 1 or window != int(window):
         raise ValueError(f"expected window to be a number of steps, at least 1, got {window!r}")
     w = int(window)
     if w == 1:
@@ -68,15 +68,17 @@ def over_windows(steps: Steps, window: int) -> Steps:
     if steps.total < w:
         raise ValueError(f"expected at least window={w} steps, got {steps.total}")
 
-    def joined(part: list[PairStep], vectors: bool) -> PairStep:
-        first = part[0].number
-        blocks = len(steps.blocks)
-        whole = all(step.number == first + k for k, step in enumerate(part))
-        grads = [step.grad for step in part if step.grad is not None]
-        updates = [step.update for step in part if step.update is not None]
-        if not whole or len(grads) < w or len(updates) < w:
+    def joined(part: Iterator[PairStep], vectors: bool) -> PairStep:
+        sums, first, good = _Sums(steps.layout), 0, True
+        for k, step in enumerate(part):
+            first = step.number if k == 0 else first
+            good = good and step.number == first + k and step.grad is not None and step.update is not None
+            if good:
+                sums.add(step, 1.0 / w)
+        if not good:
+            blocks = len(steps.blocks)
             return PairStep(first, np.full((blocks, 3), np.nan), np.zeros((blocks, 2), np.int64))
-        grad, update = sum_of(grads, 1.0 / w), sum_of(updates)
+        grad, update = sums.vectors()
         products, exponents = products_of(grad, update)
         return PairStep(first, products, exponents, *((grad, update) if vectors else (None, None)))
 
@@ -85,11 +87,11 @@ def over_windows(steps: Steps, window: int) -> Steps:
 
     def pairs(vectors: bool) -> Iterator[PairStep]:
         source = steps.pairs(True)
-        return (joined(list(islice(source, w)), vectors) for _ in range(total))
+        return (joined(islice(source, w), vectors) for _ in range(total))
 
     def at(position: int, vectors: bool) -> PairStep:
         assert read is not None  # else `at` is not offered
-        return joined([read(position * w + k, True) for k in range(w)], vectors)
+        return joined((read(position * w + k, True) for k in range(w)), vectors)
 
     return Steps(
         steps.layout,
@@ -102,24 +104,35 @@ def over_windows(steps: Steps, window: int) -> Steps:
     )
 
 
-def sum_of(vectors: list[LongVector], factor: float = 1.0) -> LongVector:
-    """Sum of long vectors of one layout, times a factor.
+class _Sums:
+    """Sum of the updates and mean of the gradients of one window."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.grad, self.update = ([np.zeros(shape) for shape in layout.shapes] for _ in range(2))
+
+    def add(self, step: PairStep, share: float) -> None:
+        assert step.grad is not None  # steps without vectors are not added
+        assert step.update is not None
+        add_to(self.grad, step.grad, share)
+        add_to(self.update, step.update, 1.0)
+
+    def vectors(self) -> tuple[LongVector, LongVector]:
+        dtypes = ("float64",) * len(self.grad)
+        return LongVector(list(self.grad), self.layout, dtypes), LongVector(list(self.update), self.layout, dtypes)
+
+
+def add_to(sums: list[Array], x: LongVector, factor: float) -> None:
+    """Add a multiple of a long vector, array by array, in place.
 
     Parameters
     ----------
-    vectors : list of LongVector
-        At least one.
+    sums : list of ndarray
+        Of the shapes of `x`, in float64.
+    x : LongVector
+        What is added.
     factor : float
-        Applied to each of them, so that a mean does not overflow.
-
-    Returns
-    -------
-    LongVector
-        In float64.
+        It is multiplied by this.
     """
-    layout: Layout = vectors[0].layout
-    sums: list[Array] = [np.zeros(shape) for shape in layout.shapes]
-    for vector in vectors:
-        for total, segment, dtype in zip(sums, vector.segments, vector.dtypes, strict=True):
-            total += widened(segment, dtype) * factor
-    return LongVector(list(sums), layout, ("float64",) * len(sums))
+    for array, segment, dtype in zip(sums, x.segments, x.dtypes, strict=True):
+        np.add(array, widened(segment, dtype) * factor, out=array)

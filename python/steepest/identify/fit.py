@@ -25,6 +25,9 @@ __all__ = ["identify"]
 _FAMILIES: dict[Family, Callable[..., Fitted]] = {"scalar": fit_scalar, "diagonal": fit_diagonal}
 _FEW_BLOCKS = 20  # held-out stretches longer than the correlation, for an interval that covers
 _CHANGE = 0.02  # of R2, beyond the interval: a smaller loss is not called a change of the geometry
+# Intervals that the loss has to exceed: three standard errors, since every block of every run is tested; four where
+# the interval rests on few blocks and is too narrow.
+_SURE, _SURE_OF_FEW = 1.5, 2.0
 
 
 def identify(
@@ -67,7 +70,7 @@ def identify(
     window : int
         Fit displacements over so many steps instead of single ones: the sum of the updates against the mean of the
         gradients, one window after the other. A rule with memory, such as momentum, is not of a family step by step
-        but over windows longer than its memory (`steepest.identify.over_windows` says why).
+        but over windows longer than its memory (`steepest.identify.displacements.over_windows` says why).
     replicate : array, mapping, Recording, path-like or iterable of vectors, optional
         For the noise ceiling: gradients at the same parameters from data independent of `grad`, such as another
         mini-batch, or the one that the rule consumed where `grad` is the gradient of all data. First axis the step.
@@ -166,13 +169,16 @@ def _block_fit(run: Steps, fitted: Fitted, place: int, replicates: Any, rng: np.
     held_out = len(fitted.numbers)
     status: FitStatus = facts.status if held_out else "too_few_steps"
     expected = _expected(in_sample, facts.parameters, fitted.fitted_steps * size)
-    if status == "ok" and high < expected - _CHANGE:
+    # The fitted steps have a sampling error, too.
+    sure = _SURE if held_out >= _FEW_BLOCKS * length else _SURE_OF_FEW
+    spread = sure * (high - score) * math.sqrt(1.0 + held_out / max(fitted.fitted_steps, 1))
+    if status == "ok" and score + spread < expected - _CHANGE:
         status = "not_constant"
     notes = list(facts.notes)
     if not held_out:
         notes.append("no step is held out, so nothing tests the fit: one step alone is always fitted where y.g > 0")
     if fitted.dropped:
-        notes.append(f"{fitted.dropped} steps are left out, since they are not finite")
+        notes.append(f"{fitted.dropped} steps are left out, since they are not finite or not complete")
     if run.scaled and facts.parameters > 1:
         notes.append("in the units of the parameters as they are, not in those of the recording's scale")
     if run.gradient_source == "rule":

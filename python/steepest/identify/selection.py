@@ -15,6 +15,8 @@ from steepest.identify.comparison import compare
 from steepest.identify.fit import _FAMILIES, identify
 from steepest.identify.identification import Family, Identification
 from steepest.identify.steps import Steps, steps_of
+from steepest.identify.surrogates import Kind
+from steepest.identify.surrogates import surrogates as surrogate_scores
 
 __all__ = ["Selection", "select"]
 
@@ -53,7 +55,7 @@ class Selection:
     runs: tuple[str, ...]
     families: tuple[str, ...]
     skipped: tuple[dict[str, str], ...]
-    identifications: dict[str, dict[str, Identification]] = field(default_factory=dict)
+    identifications: dict[str, dict[Family, Identification]] = field(default_factory=dict)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -93,7 +95,7 @@ class Selection:
         found = (row for row in self.rows if (row["run"], row["block"]) == (run, block) and row["chosen"])
         return next((row["family"] for row in found), None)
 
-    def __getitem__(self, run_and_family: tuple[str, str]) -> Identification:
+    def __getitem__(self, run_and_family: tuple[str, Family]) -> Identification:
         run, family = run_and_family
         known = self.identifications[self._run(run)]
         if family not in known:
@@ -258,6 +260,7 @@ def select(
     window: int = 1,
     replicate: Any = None,
     margin: float = 1e-3,
+    surrogates: int = 0,
     rng: Any = None,
     progress: bool = False,
 ) -> Selection:
@@ -278,6 +281,10 @@ def select(
         For the noise ceilings.
     margin : float
         A gain in R2 below this one does not count.
+    surrogates : int
+        How many shuffled and how many sign-flipped runs to score as well (`steepest.identify.surrogates`); the rows
+        then have `p_shuffle`, `p_flip` and the 95% quantiles of the null distributions, `null_shuffle`, `null_flip`;
+        NaN where the run has no vectors to shuffle.
     rng : int, numpy.random.Generator or None
         For the intervals (SPEC 7); the same steps are resampled for all families.
     progress : bool
@@ -301,12 +308,14 @@ def select(
     the gain of a richer one, from the same resampled held-out steps, lies above `margin`; held-out steps punish what
     the additional parameters only memorise. Where no interval of R2 lies above 0, none is chosen.
 
-    Cost: that of `steepest.identify` for each family and run; the fitted numbers are kept.
+    Cost: that of `steepest.identify` for each family and run, and that many fits more for `surrogates` of both kinds;
+    the fitted numbers are kept.
     """
     runs = x if isinstance(x, Mapping) else {"run": x}
     if not runs:
         raise ValueError("expected at least one run, got an empty mapping")
-    wanted = tuple(name for name in _DEFAULT if name in _FAMILIES) if families is None else tuple(families)
+    asked: Any = _DEFAULT if families is None else families  # names, which are checked here
+    wanted: tuple[Family, ...] = tuple(name for name in asked if families is not None or name in _FAMILIES)
     unknown = [name for name in wanted if name not in _FAMILIES]
     if unknown or not wanted or isinstance(families, str) or len(set(wanted)) < len(wanted):
         raise ValueError(f"expected families out of {list(get_args(Family))}, each once, got {families!r}")
@@ -314,7 +323,7 @@ def select(
     seeds = np.random.default_rng(rng)
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    found: dict[str, dict[str, Identification]] = {}
+    found: dict[str, dict[Family, Identification]] = {}
     for name, run in runs.items():
         steps = _steps(name, run)
         seed = int(seeds.integers(1 << 62))
@@ -329,27 +338,45 @@ def select(
         if not found[name]:
             raise ValueError(f"expected a family that applies to run {name!r}, got {_reasons(skipped, name)}")
         table = compare(list(found[name].values()), margin=margin, rng=seed)
-        rows += [{"run": name, **row} for row in table]
+        nulls = _nulls(steps, tuple(found[name]), surrogates, window, holdout, seed, progress)
+        rows += [{"run": name, **row, **nulls.get((row["family"], row["block"]), {})} for row in table]
     order = tuple(family for family in wanted if any(family in fits for fits in found.values()))
     return Selection(rows, tuple(runs), order, tuple(skipped), found)
 
 
 def _fits(
-    steps: Steps, wanted: Sequence[str], asked: bool, seed: int, options: Mapping[str, Any]
-) -> Iterator[tuple[str, Identification | None, str]]:
+    steps: Steps, wanted: Sequence[Family], asked: bool, seed: int, options: Mapping[str, Any]
+) -> Iterator[tuple[Family, Identification | None, str]]:
     for family in wanted:
         reason = _why_not(family, steps)
         if reason:
             yield family, None, reason
             continue
         try:
-            fit = identify(steps, family, rng=seed, **options)  # type: ignore[arg-type]
+            fit = identify(steps, family, rng=seed, **options)
         except ValueError as error:
             if asked or family in _PLAIN:
                 raise
             yield family, None, str(error)
             continue
         yield family, fit, ""
+
+
+def _nulls(
+    steps: Steps, families: Sequence[Family], count: int, window: int, holdout: float, seed: int, progress: bool
+) -> dict[tuple[str, str], dict[str, float]]:
+    """What chance scores, for each family and block."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for family in families if count else ():
+        for kind in get_args(Kind):
+            possible = kind == "flip" or (steps.has_vectors and steps.at is not None)
+            options: dict[str, Any] = {"count": count, "window": window, "holdout": holdout, "progress": progress}
+            null = surrogate_scores(steps, family, kind=kind, rng=seed, **options) if possible else None
+            for block in steps.blocks:
+                row = found.setdefault((family, block), {})
+                row[f"p_{kind}"] = math.nan if null is None else null.p(block)
+                row[f"null_{kind}"] = math.nan if null is None else null.quantile(0.95, block)
+    return found
 
 
 def _why_not(family: str, steps: Steps) -> str:

@@ -10,6 +10,7 @@ from steepest.plot.course import CondData, LossData, SpeedData, cond, cond_data,
 from steepest.plot.ellipses import GeometryOverStepsData, geometry_over_steps, geometry_over_steps_data
 from steepest.plot.geometries import GeometriesData, geometries, geometries_data
 from steepest.plot.geometry import GeometryData, geometry, geometry_data
+from steepest.plot.lifetime import LifetimeCurve, lifetime, lifetime_data
 from steepest.plot.series import Curve, Marks
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "GeometriesData",
     "GeometryData",
     "GeometryOverStepsData",
+    "LifetimeCurve",
     "LossData",
     "Marks",
     "SpeedData",
@@ -35,6 +37,8 @@ __all__ = [
     "geometry_data",
     "geometry_over_steps",
     "geometry_over_steps_data",
+    "lifetime",
+    "lifetime_data",
     "loss",
     "loss_data",
     "speed",
