@@ -16,7 +16,7 @@ from steepest.identify.displacements import over_windows
 from steepest.identify.fitted import FitStatus, Fitted
 from steepest.identify.identification import BlockFit, Family, Identification
 from steepest.identify.scalar import fit_scalar
-from steepest.identify.scores import LEVEL, interval, r2
+from steepest.identify.scores import LEVEL, beyond_chance, interval, r2
 from steepest.identify.steps import Steps, steps_of
 
 __all__ = ["identify"]
@@ -25,9 +25,6 @@ __all__ = ["identify"]
 _FAMILIES: dict[Family, Callable[..., Fitted]] = {"scalar": fit_scalar, "diagonal": fit_diagonal}
 _FEW_BLOCKS = 20  # held-out stretches longer than the correlation, for an interval that covers
 _CHANGE = 0.02  # of R2, beyond the interval: a smaller loss is not called a change of the geometry
-# Intervals that the loss has to exceed: three standard errors, since every block of every run is tested; four where
-# the interval rests on few blocks and is too narrow.
-_SURE, _SURE_OF_FEW = 1.5, 2.0
 
 
 def identify(
@@ -168,10 +165,10 @@ def _block_fit(run: Steps, fitted: Fitted, place: int, replicates: Any, rng: np.
     ceiling = Ceiling() if replicates is None else ceiling_of(replicates[:, place], of_y, yy, rng)
     held_out = len(fitted.numbers)
     status: FitStatus = facts.status if held_out else "too_few_steps"
-    expected = _expected(in_sample, facts.parameters, fitted.fitted_steps * size)
+    # Steps that depend on each other are fewer than they look: as many as there are blocks of correlated ones.
+    expected = _expected(in_sample, facts.parameters, fitted.fitted_steps * size / length)
     # The fitted steps have a sampling error, too.
-    sure = _SURE if held_out >= _FEW_BLOCKS * length else _SURE_OF_FEW
-    spread = sure * (high - score) * math.sqrt(1.0 + held_out / max(fitted.fitted_steps, 1))
+    spread = max(high - score, beyond_chance(of_y, yy)) * math.sqrt(1.0 + held_out / max(fitted.fitted_steps, 1))
     if status == "ok" and score + spread < expected - _CHANGE:
         status = "not_constant"
     notes = list(facts.notes)
@@ -227,7 +224,7 @@ def _block_fit(run: Steps, fitted: Fitted, place: int, replicates: Any, rng: np.
     )
 
 
-def _expected(in_sample: float, parameters: int, numbers: int) -> float:
+def _expected(in_sample: float, parameters: int, numbers: float) -> float:
     """R2 of later steps that the fitted ones promise: final prediction error of Akaike (1970)."""
     if parameters >= numbers:
         return -math.inf
