@@ -170,7 +170,7 @@ def lifetime(
     at that lag after each window; the same windows at every lag, so that a curve that falls is not one of other
     windows. Intervals: block bootstrap over the windows, which overlap, with blocks as long as their correlation at
     the lag where it is longest. Noise lowers R2 at all lags by one factor, and the lifetime, a ratio, stays; what the
-    windows' own noise costs, too.
+    windows' own noise costs, too. A window with a step that is not finite is left out.
 
     Cost: a fit for each window: windows (window + number of lags) steps are read.
 
@@ -203,7 +203,7 @@ def lifetime(
         at = [*range(begin, begin + window), *(begin + window - 1 + chosen).tolist()]
         part = _part(run, at)
         found = _fitted(family, part, window, False, options)
-        if len(found.numbers) < len(chosen):  # a step that is not finite: not a window
+        if found.dropped:  # a step that is not finite: not a window
             continue
         own = norms[at[window:]]
         share = np.divide(
