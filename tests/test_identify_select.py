@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pickle
@@ -83,6 +84,17 @@ def test_select_is_compare_on_each_run(selection):
             assert (row["family"], row["chosen"], row["r2"]) == (other["family"], other["chosen"], other["r2"])
 
 
+def test_a_family_without_a_fit_neither_beats_nor_hides_another():
+    grad, update = (x.reshape(120, -1) for x in runs_of_known_geometry()["scaled"])
+    scalar, diagonal = (identify(grad=grad, update=update, family=family, rng=0) for family in ("scalar", "diagonal"))
+    nothing = dataclasses.replace(diagonal, family="full", _residual=np.full_like(diagonal._residual, np.nan))
+    fits = tuple(dataclasses.replace(fit, r2=math.nan, r2_low=math.nan, parameters=2) for fit in nothing.fits)
+    nothing = dataclasses.replace(nothing, fits=fits)
+    table = compare([scalar, nothing, diagonal], rng=0)
+    assert [(row["family"], row["chosen"]) for row in table] == [("scalar", False), ("full", False), ("diagonal", True)]
+    assert [row["chosen"] for row in compare([scalar, nothing], rng=0)] == [True, False]
+
+
 def test_pure_noise_is_seldom_given_a_geometry():
     # The 95% interval of R2 lies above 0 by chance in 2.5% of the runs, for either family.
     rng = np.random.default_rng(1)
@@ -133,8 +145,9 @@ def test_families_that_do_not_apply_are_skipped_with_the_reason():
         if run == "vectors":
             assert family.startswith("kronecker")
             assert "two axes" in reason
-    with pytest.raises(ValueError, match="expected a family that applies to run 'run'"):
-        select(scalars, ["diagonal"])
+    with pytest.raises(ValueError, match="expected a family that applies, got diagonal: it needs") as caught:
+        select({"third": scalars}, ["diagonal"])
+    assert caught.value.__notes__ == ["in run 'third'"]
 
 
 def test_blocks_window_and_replicates_go_to_every_family():
@@ -160,7 +173,7 @@ def test_blocks_window_and_replicates_go_to_every_family():
 
 def test_the_table(selection):
     lines = repr(selection).splitlines()
-    assert lines[0].split() == ["run", "family", "numbers", "held-out", "R2", "95%", "interval", "status"]
+    assert lines[0].split() == ["run", "family", "parameters", "held-out", "R2", "95%", "interval", "status"]
     assert lines[1].startswith("descent  scalar")
     assert lines[1].endswith("*")
     assert not lines[2].endswith("*")

@@ -63,7 +63,8 @@ def compare(
             for richer in ordered[i + 1 :]:
                 # 1 - R2 of the difference of residuals is the difference of the scores.
                 a, b, _ = interval(one._residual[:, k] - richer._residual[:, k], one._norm[:, k], generator)
-                gains.append((1.0 - b, 1.0 - a))
+                if not math.isnan(a):  # else the richer family has no fit, or there are too few steps
+                    gains.append((1.0 - b, 1.0 - a))
             low, high = max(gains, default=(math.nan, math.nan))
             chosen_here = not chosen and fit.r2_low > 0.0 and not low > margin
             chosen = chosen or chosen_here

@@ -176,7 +176,7 @@ class Selection:
         rows = [row for row in self.rows if shown in (None, row["block"])]
         ceilings = any(math.isfinite(row["ceiling"]) for row in rows)
         nulls = sorted({key for row in rows for key in row if key.startswith("p_")})
-        head = ["run", *(["block"] if shown is None else []), "family", "numbers", "held-out R2", "95% interval"]
+        head = ["run", *(["block"] if shown is None else []), "family", "parameters", "held-out R2", "95% interval"]
         head += ["ceiling", "R2/ceiling"] * ceilings + nulls + ["status", ""]
         lines, last = [head], None
         for row in rows:
@@ -325,20 +325,24 @@ def select(
     skipped: list[dict[str, str]] = []
     found: dict[str, dict[Family, Identification]] = {}
     for name, run in runs.items():
-        steps = _steps(name, run)
-        seed = int(seeds.integers(1 << 62))
-        given = replicates.get(name)
-        options = {"holdout": holdout, "blocks": blocks, "window": window, "replicate": given, "progress": progress}
-        found[name] = {}
-        for family, fit, reason in _fits(steps, wanted, families is not None, seed, options):
-            if fit is None:
-                skipped.append({"run": name, "family": family, "reason": reason})
-            else:
-                found[name][family] = fit
-        if not found[name]:
-            raise ValueError(f"expected a family that applies to run {name!r}, got {_reasons(skipped, name)}")
-        table = compare(list(found[name].values()), margin=margin, rng=seed)
-        nulls = _nulls(steps, tuple(found[name]), surrogates, window, holdout, seed, progress)
+        try:
+            steps = _steps(name, run)
+            seed = int(seeds.integers(1 << 62))
+            options = {
+                "holdout": holdout, "blocks": blocks, "window": window, "replicate": replicates.get(name),
+                "progress": progress,
+            }  # fmt: skip
+            fits = list(_fits(steps, wanted, families is not None, seed, options))
+            found[name] = {family: fit for family, fit, _ in fits if fit is not None}
+            skipped += [{"run": name, "family": family, "reason": why} for family, fit, why in fits if fit is None]
+            if not found[name]:
+                reasons = "; ".join(f"{family}: {why}" for family, _, why in fits)
+                raise ValueError(f"expected a family that applies, got {reasons}")
+            table = compare(list(found[name].values()), margin=margin, rng=seed)
+            nulls = _nulls(steps, tuple(found[name]), surrogates, window, holdout, seed, progress)
+        except (TypeError, ValueError) as error:
+            error.add_note(f"in run {name!r}")
+            raise
         rows += [{"run": name, **row, **nulls.get((row["family"], row["block"]), {})} for row in table]
     order = tuple(family for family in wanted if any(family in fits for fits in found.values()))
     return Selection(rows, tuple(runs), order, tuple(skipped), found)
@@ -406,10 +410,6 @@ def _replicates(replicate: Any, x: Any, runs: Mapping[str, Any]) -> Mapping[str,
     return replicate
 
 
-def _reasons(skipped: Sequence[Mapping[str, str]], run: str) -> str:
-    return "; ".join(f"{one['family']}: {one['reason']}" for one in skipped if one["run"] == run)
-
-
 def _number(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "-"
 
@@ -420,7 +420,7 @@ def _range(low: float, high: float) -> str:
 
 def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    numbers = {"numbers", "held-out R2", "ceiling", "R2/ceiling"} | {x for x in lines[0] if x.startswith("p_")}
+    numbers = {"parameters", "held-out R2", "ceiling", "R2/ceiling"} | {x for x in lines[0] if x.startswith("p_")}
     for line in lines:
         cells = [
             cell.rjust(width) if title in numbers else cell.ljust(width)
