@@ -157,7 +157,10 @@ def surrogates(
     Notes
     -----
     Derived. Exact (Monte Carlo permutation test) if the steps, in runs of `length`, are exchangeable or symmetric
-    under the null hypothesis. Cost: `count` fits and their passes over the vectors.
+    under the null hypothesis. Signs for each element are not offered: they would take the elements of one step for
+    independent, which gradients are not, so that chance looks too poor.
+
+    Cost: `count` fits and their passes over the vectors.
 
     Examples
     --------
