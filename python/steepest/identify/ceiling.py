@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest.arrays import LongVector
+from steepest.arrays import Layout, LongVector
+from steepest.identify.displacements import add_to
 from steepest.identify.scores import ratio, resampled
 from steepest.identify.steps import PairStep, Steps, products_of
 from steepest.recorder import Recorder
@@ -45,7 +46,7 @@ class Ceiling:
     relative_high: float = math.nan
 
 
-def replicate_products(steps: Steps, replicate: Any, numbers: list[int]) -> Array:
+def replicate_products(steps: Steps, replicate: Any, numbers: list[int], window: int = 1) -> Array:
     """Inner products of the gradients with their replicates.
 
     Parameters
@@ -56,6 +57,8 @@ def replicate_products(steps: Steps, replicate: Any, numbers: list[int]) -> Arra
         A gradient for each step of the run, first axis the step.
     numbers : list of int
         Numbers of the steps held out.
+    window : int
+        How many replicates are averaged for each step of the run.
 
     Returns
     -------
@@ -77,9 +80,9 @@ def replicate_products(steps: Steps, replicate: Any, numbers: list[int]) -> Arra
     given = _gradients(replicate)
     for step in steps.pairs(True):
         try:
-            r = ordered(next(given), "replicate", steps.layout)
+            r = _mean(given, steps.layout, window)
         except StopIteration:
-            raise ValueError(f"expected a replicate for each of {steps.total} steps, got fewer") from None
+            raise ValueError(f"expected a replicate for each of {steps.total * window} steps, got fewer") from None
         if step.number in wanted:
             found, powers = products_of(_gradient(step), r)
             rows.append(found * [1.0, -1.0, 1.0])
@@ -141,6 +144,18 @@ def ceiling_of(products: Array, residual: Array, norm: Array, rng: np.random.Gen
         of_score = residual - residual.sum() / norm.sum() * norm
         low_share, high_share, _ = resampled(columns, relative, of_score, rng)
     return Ceiling(found, low, high, float(yr / yy), share, low_share, high_share)
+
+
+def _mean(given: Iterator[Any], layout: Layout, count: int) -> LongVector:
+    if count == 1:
+        return ordered(next(given), "replicate", layout)
+    sums: list[Array] = [np.zeros(shape) for shape in layout.shapes]
+    for _ in range(count):
+        replicate = ordered(next(given), "replicate", layout)
+        if replicate.layout != layout:
+            raise ValueError(f"expected replicate to be {layout}, got {replicate.layout}")
+        add_to(sums, replicate, 1.0 / count)
+    return LongVector(list(sums), layout, ("float64",) * len(sums))
 
 
 def _gradient(step: PairStep) -> LongVector:

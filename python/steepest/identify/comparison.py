@@ -31,10 +31,11 @@ def compare(
     Returns
     -------
     list of dict
-        block, family, parameters, status, r2, r2_low, r2_high, r2_reverse; `gain_low`, `gain_high`: 95% interval of
-        how much the best richer family adds, resampling the same steps of both (NaN for the richest); `chosen`:
-        whether this is the simplest family that no richer one beats by more than the margin, if its interval is above
-        0.
+        block, family, parameters, status, r2, r2_low, r2_high, r2_in_sample, r2_reverse, r2_symmetric; ceiling,
+        ceiling_low, ceiling_high, relative, relative_low, relative_high (see `Ceiling`); `gain_low`, `gain_high`: 95%
+        interval of how much the best richer family adds, resampling the same steps of both (NaN for the richest);
+        `chosen`: whether this is the simplest family that no richer one beats by more than the margin, if its interval
+        is above 0; verdict.
 
     Raises
     ------
@@ -62,7 +63,8 @@ def compare(
             for richer in ordered[i + 1 :]:
                 # 1 - R2 of the difference of residuals is the difference of the scores.
                 a, b, _ = interval(one._residual[:, k] - richer._residual[:, k], one._norm[:, k], generator)
-                gains.append((1.0 - b, 1.0 - a))
+                if not math.isnan(a):  # else the richer family has no fit, or there are too few steps
+                    gains.append((1.0 - b, 1.0 - a))
             low, high = max(gains, default=(math.nan, math.nan))
             chosen_here = not chosen and fit.r2_low > 0.0 and not low > margin
             chosen = chosen or chosen_here
@@ -75,10 +77,19 @@ def compare(
                     "r2": fit.r2,
                     "r2_low": fit.r2_low,
                     "r2_high": fit.r2_high,
+                    "r2_in_sample": fit.r2_in_sample,
                     "r2_reverse": fit.r2_reverse,
+                    "r2_symmetric": fit.r2_symmetric,
+                    "ceiling": fit.ceiling.value,
+                    "ceiling_low": fit.ceiling.low,
+                    "ceiling_high": fit.ceiling.high,
+                    "relative": fit.ceiling.relative,
+                    "relative_low": fit.ceiling.relative_low,
+                    "relative_high": fit.ceiling.relative_high,
                     "gain_low": low,
                     "gain_high": high,
                     "chosen": chosen_here,
+                    "verdict": fit.verdict,
                 }
             )
     return table

@@ -13,6 +13,7 @@ from steepest.arrays import ArrayOrMapping
 from steepest.identify.ceiling import Ceiling, ceiling_of, replicate_products
 from steepest.identify.diagonal import fit_diagonal
 from steepest.identify.diagonal_low_rank import fit_diagonal_low_rank
+from steepest.identify.displacements import over_windows
 from steepest.identify.fitted import FitStatus, Fitted
 from steepest.identify.identification import BlockFit, Family, Identification
 from steepest.identify.kronecker import fit_kronecker
@@ -20,7 +21,7 @@ from steepest.identify.kronecker_side import fit_kronecker_input, fit_kronecker_
 from steepest.identify.matrices import fit_block_diagonal, fit_full
 from steepest.identify.multi_secant import fit_multi_secant
 from steepest.identify.scalar import fit_scalar
-from steepest.identify.scores import LEVEL, interval, r2
+from steepest.identify.scores import LEVEL, beyond_chance, interval, r2
 from steepest.identify.steps import Steps, steps_of
 
 __all__ = ["identify"]
@@ -50,6 +51,7 @@ def identify(
     holdout: float = 0.25,
     blocks: Sequence[str] | None = None,
     steps: int | None = None,
+    window: int = 1,
     replicate: Any = None,
     rng: Any = None,
     progress: bool = False,
@@ -77,6 +79,10 @@ def identify(
         block, and one for all.
     steps : int, optional
         Number of pairs, where `x` has no length.
+    window : int
+        Fit displacements over so many steps instead of single ones: the sum of the updates against the mean of the
+        gradients, one window after the other. A rule with memory, such as momentum, is not of a family step by step
+        but over windows longer than its memory (`steepest.identify.displacements.over_windows` says why).
     replicate : array, mapping, Recording, path-like or iterable of vectors, optional
         For the noise ceiling: gradients at the same parameters from data independent of `grad`, such as another
         mini-batch, or the one that the rule consumed where `grad` is the gradient of all data. First axis the step.
@@ -128,7 +134,7 @@ def identify(
         raise ValueError(f"expected family to be one of {', '.join(map(repr, get_args(Family)))}, got {family!r}")
     if not 0.0 <= holdout < 1.0:
         raise ValueError(f"expected holdout to be a share of the steps, 0 <= holdout < 1, got {holdout!r}")
-    run = steps_of(x, grad, update, steps)
+    run = over_windows(steps_of(x, grad, update, steps), window)
     wanted = run.blocks if blocks is None else tuple(blocks)
     unknown = [name for name in wanted if name not in run.blocks]
     if unknown or not wanted or isinstance(blocks, str):
@@ -137,7 +143,7 @@ def identify(
         raise ValueError("expected steps with gradient and update, got none: there is nothing to identify")
     later = math.ceil(holdout * run.total)
     fitted = _fitted(family, run, run.total - later, progress, options)
-    replicates = None if replicate is None else replicate_products(run, replicate, fitted.numbers)
+    replicates = None if replicate is None else replicate_products(run, replicate, fitted.numbers, window)
     generator = np.random.default_rng(rng)
     places = tuple(run.blocks.index(name) for name in wanted)
     fits = tuple(_block_fit(run, fitted, place, replicates, generator) for place in places)
@@ -174,14 +180,17 @@ def _block_fit(run: Steps, fitted: Fitted, place: int, replicates: Any, rng: np.
     ceiling = Ceiling() if replicates is None else ceiling_of(replicates[:, place], of_y, yy, rng)
     held_out = len(fitted.numbers)
     status: FitStatus = facts.status if held_out else "too_few_steps"
-    expected = _expected(in_sample, facts.parameters, fitted.fitted_steps * size)
-    if status == "ok" and high < expected - _CHANGE:
+    # Steps that depend on each other are fewer than they look: as many as there are blocks of correlated ones.
+    expected = _expected(in_sample, facts.parameters, fitted.fitted_steps * size / length)
+    # The fitted steps have a sampling error, too.
+    spread = max(high - score, beyond_chance(of_y, yy)) * math.sqrt(1.0 + held_out / max(fitted.fitted_steps, 1))
+    if status == "ok" and score + spread < expected - _CHANGE:
         status = "not_constant"
     notes = list(facts.notes)
     if not held_out:
         notes.append("no step is held out, so nothing tests the fit: one step alone is always fitted where y.g > 0")
     if fitted.dropped:
-        notes.append(f"{fitted.dropped} steps are left out, since they are not finite")
+        notes.append(f"{fitted.dropped} steps are left out, since they are not finite or not complete")
     if run.scaled and facts.parameters > 1:
         notes.append("in the units of the parameters as they are, not in those of the recording's scale")
     if run.gradient_source == "rule":
@@ -230,7 +239,7 @@ def _block_fit(run: Steps, fitted: Fitted, place: int, replicates: Any, rng: np.
     )
 
 
-def _expected(in_sample: float, parameters: int, numbers: int) -> float:
+def _expected(in_sample: float, parameters: int, numbers: float) -> float:
     """R2 of later steps that the fitted ones promise: final prediction error of Akaike (1970)."""
     if parameters >= numbers:
         return -math.inf

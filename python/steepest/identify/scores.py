@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
-__all__ = ["BlockLength", "block_length", "interval", "r2", "ratio", "resampled"]
+__all__ = ["BlockLength", "beyond_chance", "block_length", "interval", "r2", "ratio", "resampled"]
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 RESAMPLES = 2000
 LEVEL = 0.95
+_ONCE_IN_200 = 0.995
 _MOST_LOST = 0.75  # share of the variance that blocks may lose by their ends before it is no estimate any more
 
 
@@ -184,6 +185,32 @@ def interval(residual: Array, norm: Array, rng: np.random.Generator) -> tuple[fl
     return resampled(
         np.stack([residual, norm], axis=1), lambda sums: 1.0 - ratio(sums[..., 0], sums[..., 1]), influence, rng
     )
+
+
+def beyond_chance(residual: Array, norm: Array) -> float:
+    """How far chance takes `r2` below its expectation once in 200 runs.
+
+    Unlike `interval` it does not rest on an estimate of the correlation, which few steps cannot give.
+
+    Parameters
+    ----------
+    residual, norm : ndarray, shape (T,)
+        One for each step.
+
+    Returns
+    -------
+    float
+        Student's quantile times the standard error from the means of about sqrt(T) batches of as many steps; infinite
+        for fewer than two batches.
+    """
+    T, total = len(residual), float(norm.sum())
+    length = max(1, math.ceil(math.sqrt(T)))
+    count = T // length
+    if count < 2 or not total > 0.0:
+        return math.inf
+    influence = (residual - float(residual.sum()) / total * norm) / (total / T)
+    means = influence[: count * length].reshape(count, length).mean(axis=1)
+    return float(stdtrit(count - 1.0, _ONCE_IN_200) * np.std(means, ddof=1) / math.sqrt(count))
 
 
 def ratio(a: Array, b: Array) -> Array:

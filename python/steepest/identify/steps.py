@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,8 @@ class Steps:
         Whether `pairs` may be called more than once.
     scaled : bool
         Whether the products, unlike the vectors, are in the units of a recording's `scale`.
+    at : callable or None
+        ``at(position, vectors)`` is one step of them, where they can be read in any order.
     """
 
     layout: Layout
@@ -73,6 +75,7 @@ class Steps:
     pairs: Callable[[bool], Iterator[PairStep]]
     repeatable: bool = True
     scaled: bool = False
+    at: Callable[[int, bool], PairStep] | None = None
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -90,8 +93,8 @@ def steps_of(x: Any, grad: Any, update: Any, count: int | None) -> Steps:
 
     Parameters
     ----------
-    x : Recording, Recorder, path-like, iterable of pairs, or None
-        See `identify`.
+    x : Recording, Recorder, path-like, iterable of pairs, Steps, or None
+        See `identify`; `Steps` come back as they are.
     grad, update : array, mapping or None
         Whole arrays, first axis the step.
     count : int, optional
@@ -113,6 +116,8 @@ def steps_of(x: Any, grad: Any, update: Any, count: int | None) -> Steps:
         raise ValueError("expected a recording or pairs, or else both grad= and update=, got another combination")
     if x is None:
         return _of_pairs(*_whole(grad, update))
+    if isinstance(x, Steps):
+        return x
     if isinstance(x, Recorder):
         x = x.recording()
     elif isinstance(x, str) or hasattr(x, "__fspath__"):
@@ -138,21 +143,25 @@ def _of_recording(rec: Recording) -> Steps:
         )
     known = np.flatnonzero(rec.rows["status"][:, 0] <= STATUS_CODE["nonfinite"])
 
-    def pairs(vectors: bool) -> Iterator[PairStep]:
-        for index in known:
-            row, number = rec.rows[index], int(rec.step[index])
-            products = np.stack([row["yy"], -row["yg"], row["gg"]], axis=1)
-            products[row["status"] == STATUS_CODE["nonfinite"]] = np.nan
-            exponents = np.stack([row["y_exponent"], row["g_exponent"]], axis=1).astype(np.int64)
-            if not vectors or not np.isfinite(products[0]).all():
-                yield PairStep(number, products, exponents)
-                continue
-            stored = rec.vectors(number)
-            y = ordered(stored.grad, "grad", rec.info.layout)
-            g = ordered(stored.update, "update", rec.info.layout)
-            yield PairStep(number, products, exponents, y, g)
+    def at(position: int, vectors: bool) -> PairStep:
+        index = known[position]
+        row, number = rec.rows[index], int(rec.step[index])
+        products = np.stack([row["yy"], -row["yg"], row["gg"]], axis=1)
+        products[row["status"] == STATUS_CODE["nonfinite"]] = np.nan
+        exponents = np.stack([row["y_exponent"], row["g_exponent"]], axis=1).astype(np.int64)
+        if not vectors or not np.isfinite(products[0]).all():
+            return PairStep(number, products, exponents)
+        stored = rec.vectors(number)
+        y = ordered(stored.grad, "grad", rec.info.layout)
+        g = ordered(stored.update, "update", rec.info.layout)
+        return PairStep(number, products, exponents, y, g)
 
-    return Steps(rec.info.layout, len(known), rec.has_vectors, rec.gradient_source, pairs, scaled=rec.info.scaled)
+    def pairs(vectors: bool) -> Iterator[PairStep]:
+        return (at(position, vectors) for position in range(len(known)))
+
+    return Steps(
+        rec.info.layout, len(known), rec.has_vectors, rec.gradient_source, pairs, scaled=rec.info.scaled, at=at
+    )
 
 
 def _whole(grad: ArrayOrMapping, update: ArrayOrMapping) -> tuple[Iterable[Any], int]:
@@ -188,6 +197,9 @@ class _Rows:
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         return map(self.pair, range(self.count))
 
+    def __getitem__(self, position: int) -> tuple[Any, Any]:
+        return self.pair(position)
+
 
 def _of_pairs(given: Iterable[Any], total: int) -> Steps:
     if total < 1:
@@ -209,6 +221,10 @@ def _of_pairs(given: Iterable[Any], total: int) -> Steps:
                 raise ValueError(f"expected {name} at step {number} to be {wanted}, got {x.layout}")
         return y, g
 
+    def step(number: int, y: LongVector, g: LongVector, vectors: bool) -> PairStep:
+        products, exponents = products_of(y, g)
+        return PairStep(number, products, exponents, *((y, g) if vectors else (None, None)))
+
     first = iter(given)
     pending = [read(first, 0, None)]
     layout = pending[0][0].layout
@@ -218,11 +234,13 @@ def _of_pairs(given: Iterable[Any], total: int) -> Steps:
         source = iter(given) if repeatable else first
         for t in range(total):
             y, g = pending.pop() if pending and not repeatable else read(source, t, layout)
-            products, exponents = products_of(y, g)
-            kept = (y, g) if vectors else (None, None)
-            yield PairStep(t, products, exponents, *kept)
+            yield step(t, y, g, vectors)
 
-    return Steps(layout, total, True, None, pairs, repeatable)
+    def at(position: int, vectors: bool) -> PairStep:
+        return step(position, *read(iter([given[position]]), position, layout), vectors)  # type: ignore[index]
+
+    indexed = isinstance(given, _Rows | Sequence)
+    return Steps(layout, total, True, None, pairs, repeatable, at=at if indexed else None)
 
 
 def products_of(grad: LongVector, update: LongVector) -> tuple[Array, NDArray[np.int64]]:

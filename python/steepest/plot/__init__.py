@@ -8,7 +8,9 @@ from steepest.plot.angle import AngleData, angle, angle_data
 from steepest.plot.blocks import BlocksData, blocks, blocks_data
 from steepest.plot.course import CondData, LossData, SpeedData, cond, cond_data, loss, loss_data, speed, speed_data
 from steepest.plot.ellipses import GeometryOverStepsData, geometry_over_steps, geometry_over_steps_data
+from steepest.plot.geometries import GeometriesData, geometries, geometries_data
 from steepest.plot.geometry import GeometryData, geometry, geometry_data
+from steepest.plot.lifetime import LifetimeCurve, lifetime, lifetime_data
 from steepest.plot.series import Curve, Marks
 
 __all__ = [
@@ -16,8 +18,10 @@ __all__ = [
     "BlocksData",
     "CondData",
     "Curve",
+    "GeometriesData",
     "GeometryData",
     "GeometryOverStepsData",
+    "LifetimeCurve",
     "LossData",
     "Marks",
     "SpeedData",
@@ -27,10 +31,14 @@ __all__ = [
     "blocks_data",
     "cond",
     "cond_data",
+    "geometries",
+    "geometries_data",
     "geometry",
     "geometry_data",
     "geometry_over_steps",
     "geometry_over_steps_data",
+    "lifetime",
+    "lifetime_data",
     "loss",
     "loss_data",
     "speed",
