@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any, get_args
 
 import numpy as np
 
 from steepest.arrays import ArrayOrMapping
+from steepest.identify.ceiling import Ceiling, ceiling_of, replicate_products
 from steepest.identify.diagonal import fit_diagonal
-from steepest.identify.fitted import Fitted
-from steepest.identify.identification import BlockFit, Family, FitStatus, Identification
+from steepest.identify.fitted import FitStatus, Fitted
+from steepest.identify.identification import BlockFit, Family, Identification
 from steepest.identify.scalar import fit_scalar
 from steepest.identify.scores import LEVEL, interval, r2
 from steepest.identify.steps import Steps, steps_of
 
 __all__ = ["identify"]
 
-_FAMILIES: dict[Family, Callable[[Steps, int, bool], Fitted]] = {"scalar": fit_scalar, "diagonal": fit_diagonal}
-_FEW_BLOCKS = 20
+# From simple to rich. Each takes (steps, split, progress) and its own options by keyword.
+_FAMILIES: dict[Family, Callable[..., Fitted]] = {"scalar": fit_scalar, "diagonal": fit_diagonal}
+_FEW_BLOCKS = 20  # held-out stretches longer than the correlation, for an interval that covers
+_CHANGE = 0.02  # of R2, beyond the interval: a smaller loss is not called a change of the geometry
 
 
 def identify(
@@ -31,8 +35,10 @@ def identify(
     holdout: float = 0.25,
     blocks: Sequence[str] | None = None,
     steps: int | None = None,
+    replicate: Any = None,
     rng: Any = None,
     progress: bool = False,
+    **options: Any,
 ) -> Identification:
     """Fit ONE metric of a given structure to many steps, and score it on later steps that it has not seen.
 
@@ -56,10 +62,15 @@ def identify(
         block, and one for all.
     steps : int, optional
         Number of pairs, where `x` has no length.
+    replicate : array, mapping, Recording, path-like or iterable of vectors, optional
+        For the noise ceiling: gradients at the same parameters from data independent of `grad`, such as another
+        mini-batch, or the one that the rule consumed where `grad` is the gradient of all data. First axis the step.
     rng : int, numpy.random.Generator or None
         For the intervals (SPEC 7).
     progress : bool
         Show a progress bar on a terminal (needs tqdm).
+    **options
+        Of the family.
 
     Returns
     -------
@@ -110,10 +121,11 @@ def identify(
     if run.total < 1:
         raise ValueError("expected steps with gradient and update, got none: there is nothing to identify")
     later = math.ceil(holdout * run.total)
-    fitted = _FAMILIES[family](run, run.total - later, progress)
+    fitted = _fitted(family, run, run.total - later, progress, options)
+    replicates = None if replicate is None else replicate_products(run, replicate, fitted.numbers)
     generator = np.random.default_rng(rng)
     places = tuple(run.blocks.index(name) for name in wanted)
-    fits = tuple(_block_fit(family, run, fitted, place, generator) for place in places)
+    fits = tuple(_block_fit(run, fitted, place, replicates, generator) for place in places)
     residual, norm = fitted.held_out[:, places, 0], fitted.held_out[:, places, 3]
     total = np.maximum(norm.sum(axis=0), np.finfo(float).tiny)
     return Identification(
@@ -129,41 +141,60 @@ def identify(
     )
 
 
-def _block_fit(family: Family, run: Steps, fitted: Fitted, place: int, rng: np.random.Generator) -> BlockFit:
+def _fitted(family: Family, run: Steps, split: int, progress: bool, options: dict[str, Any]) -> Fitted:
+    function = _FAMILIES[family]
+    known = [name for name in signature(function).parameters if name not in ("steps", "split", "progress")]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(f"expected options of family={family!r} out of {known}, got {unknown}")
+    return function(run, split, progress, **options)
+
+
+def _block_fit(run: Steps, fitted: Fitted, place: int, replicates: Any, rng: np.random.Generator) -> BlockFit:
     of_y, of_g, of_s, yy, gg = fitted.held_out[:, place].T
-    sample = fitted.in_sample[place]
+    sample, facts, size = fitted.in_sample[place], fitted.facts[place], run.sizes[place]
     low, high, length = interval(of_y, yy, rng)
     reverse_low, reverse_high, _ = interval(of_g, gg, rng)
-    size, moved = run.sizes[place], fitted.moved[place]
     score, in_sample = r2(of_y, yy), r2(sample[0], sample[3])
+    ceiling = Ceiling() if replicates is None else ceiling_of(replicates[:, place], of_y, yy, rng)
     held_out = len(fitted.numbers)
-    status: FitStatus = "ok"
-    if held_out == 0 or fitted.fitted_steps < (2 if family == "diagonal" else 1):
-        status = "too_few_steps"
-    elif moved == 0:
-        status = "not_identified"
-    elif moved < size or fitted.clipped[place]:
-        status = "not_positive_definite"
-    notes = list(_notes(family, run, fitted, place))
-    if held_out and not math.isnan(low):
-        if low <= 0.0:
-            notes.append("held-out steps are not predicted better than by M = 0: no evidence for this geometry")
-        elif high < in_sample - 1e-6:
-            notes.append(
-                f"held-out steps are predicted worse ({score:.3f}) than the fitted ones ({in_sample:.3f}): the "
-                "geometry changes over the run, or there are too few steps for so many elements"
-            )
-        if held_out < _FEW_BLOCKS * length:
-            notes.append(
-                f"the {100 * LEVEL:.0f}% interval rests on {math.ceil(held_out / length)} blocks of {length} steps; "
-                f"below {_FEW_BLOCKS} it is too narrow as a rule"
-            )
-    elif held_out:
+    status: FitStatus = facts.status if held_out else "too_few_steps"
+    expected = _expected(in_sample, facts.parameters, fitted.fitted_steps * size)
+    if status == "ok" and high < expected - _CHANGE:
+        status = "not_constant"
+    notes = list(facts.notes)
+    if not held_out:
+        notes.append("no step is held out, so nothing tests the fit: one step alone is always fitted where y.g > 0")
+    if fitted.dropped:
+        notes.append(f"{fitted.dropped} steps are left out, since they are not finite")
+    if run.scaled and facts.parameters > 1:
+        notes.append("in the units of the parameters as they are, not in those of the recording's scale")
+    if run.gradient_source == "rule":
+        notes.append(
+            "the gradient is the one that the rule consumed: a rule that only rescales it is of this family by "
+            "construction, and the score says how constant its scales are"
+        )
+    if status == "not_constant":
+        notes.append(
+            f"the fitted steps would let one expect R2 = {expected:.3f} for later ones, the number of parameters "
+            f"allowed for, and it is {score:.3f}: the geometry is not constant over the run"
+        )
+    elif high < in_sample - 1e-6:
+        notes.append(
+            f"held-out steps are predicted worse ({score:.3f}) than the fitted ones ({in_sample:.3f}): the "
+            "geometry changes over the run, or there are too few steps for so many elements"
+        )
+    if held_out and math.isnan(low):
         notes.append(f"{held_out} held-out steps are too few for an interval")
+    elif held_out and held_out < _FEW_BLOCKS * length:
+        notes.append(
+            f"the {100 * LEVEL:.0f}% interval rests on {math.ceil(held_out / length)} blocks of {length} steps; "
+            f"below {_FEW_BLOCKS} it is too narrow as a rule"
+        )
     return BlockFit(
         block=run.blocks[place],
         size=size,
-        parameters=fitted.parameters[place],
+        parameters=facts.parameters,
         status=status,
         r2=score,
         r2_low=low,
@@ -174,43 +205,36 @@ def _block_fit(family: Family, run: Steps, fitted: Fitted, place: int, rng: np.r
         r2_reverse_high=reverse_high,
         r2_reverse_in_sample=r2(sample[1], sample[4]),
         r2_symmetric=r2(of_s, yy),
-        smallest=fitted.smallest[place],
-        largest=fitted.largest[place],
-        moved=moved / size,
-        not_positive=fitted.clipped[place],
+        smallest=facts.smallest,
+        largest=facts.largest,
+        determined=facts.determined / facts.dimension,
+        not_positive=facts.not_positive,
+        ceiling=ceiling,
+        verdict=_verdict(score, low, ceiling),
         notes=tuple(notes),
     )
 
 
-def _notes(family: Family, run: Steps, fitted: Fitted, place: int) -> list[str]:
-    notes = []
-    size, moved, clipped = run.sizes[place], fitted.moved[place], fitted.clipped[place]
-    if not fitted.numbers:
-        notes.append("no step is held out, so nothing tests the fit: one step alone is always fitted where y.g > 0")
-    if fitted.fitted_steps == 1 and family == "diagonal":
-        notes.append("fitted to one step, which any such metric with the right signs fits exactly")
-    if fitted.dropped:
-        notes.append(f"{fitted.dropped} steps are left out, since they are not finite")
-    if moved == 0:
-        notes.append("no parameter moved in the fitted steps: the data say nothing about the metric")
-    elif moved < size:
-        notes.append(
-            f"{size - moved} of {size} parameters never moved in the fitted steps: the data say nothing about their "
-            "elements"
+def _expected(in_sample: float, parameters: int, numbers: int) -> float:
+    """R2 of later steps that the fitted ones promise: final prediction error of Akaike (1970)."""
+    if parameters >= numbers:
+        return -math.inf
+    return 1.0 - (1.0 - in_sample) * (numbers + parameters) / (numbers - parameters)
+
+
+def _verdict(score: float, low: float, ceiling: Ceiling) -> str:
+    if math.isnan(low):
+        return "no verdict: too few held-out steps"
+    if ceiling.low <= 0.0:
+        return (
+            f"no verdict: the noise ceiling is {ceiling.value:.3f} [{ceiling.low:.3f}, {ceiling.high:.3f}], so the "
+            "gradients are too noisy for any metric to show"
         )
-    if clipped and family == "scalar":
-        notes.append("the steps go uphill on the whole (sum y.g <= 0): no positive multiple of the identity fits them")
-    elif clipped:
-        notes.append(
-            f"{clipped} of {size} parameters move uphill on the whole: no positive element fits them, and theirs is 0"
+    if low <= 0.0:
+        return "held-out steps are not predicted better than by M = 0: no evidence for this geometry"
+    if ceiling.low > 0.0:
+        return (
+            f"explains {score:.3f} of later gradients, {ceiling.relative:.3f} [{ceiling.relative_low:.3f}, "
+            f"{ceiling.relative_high:.3f}] of what their noise allows"
         )
-    if run.scaled and family == "scalar":
-        notes.append("in the units of the recording's scale: M is m/scale^2, element by element")
-    elif run.scaled:
-        notes.append("in the units of the parameters as they are, not in those of the recording's scale")
-    if run.gradient_source == "rule":
-        notes.append(
-            "the gradient is the one that the rule consumed: a rule that rescales it element by element is diagonal by "
-            "construction, and the score says how constant its scales are"
-        )
-    return notes
+    return f"explains {score:.3f} of later gradients"

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest.identify.fitted import Estimate
+from steepest.identify.ceiling import Ceiling
+from steepest.identify.fitted import Estimate, FitStatus
 from steepest.metrics.interface import Metric
 
 __all__ = ["BlockFit", "Identification"]
 
 Family = Literal["scalar", "diagonal"]
-FitStatus = Literal["ok", "not_positive_definite", "not_identified", "too_few_steps"]
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,14 @@ class BlockFit:
         ``"(all)"`` or the name of an array.
     size, parameters : int
         Number of parameters of the block, and of the family in it.
-    status : {'ok', 'not_positive_definite', 'not_identified', 'too_few_steps'}
-        ``not_identified``: nothing moved in the fitted steps. ``not_positive_definite``: elements are 0, since their
-        parameters never moved or no positive number fits them; the scores hold, but there is no metric without a floor.
-        ``too_few_steps``: nothing is held out, or a family as large as the data was fitted to one step.
+    status : str
+        ``ok``. ``not_positive_definite``: the fit is 0 in some directions, since no positive number fits them or they
+        never moved; the scores hold, but there is no metric without a floor. ``underdetermined``: the steps do not
+        span the space that the family needs; scores hold in what they span. ``not_identified``: nothing moved in the
+        fitted steps. ``too_few_steps``: nothing is held out, or a family as large as the data was fitted.
+        ``not_converged``: the solver stopped early. ``inconsistent``: no metric of the family fits the steps exactly,
+        where it is meant to. ``not_constant``: later steps are predicted much worse than the number of parameters
+        explains, so the geometry changes over the run.
     r2, r2_low, r2_high : float
         Of the held-out steps, ``1 - sum |y - M g|^2 / sum |y|^2``, with its 95% interval.
     r2_in_sample : float
@@ -44,11 +48,16 @@ class BlockFit:
         Held out, y from g by the estimate that noise in y and noise in g shift in opposite senses,
         ``sqrt(sum y^2 / sum g^2)``.
     smallest, largest : float
-        Positive elements of M; NaN if there are none.
-    moved : float
-        Share of parameters that moved in the fitted steps.
+        Positive eigenvalues of M where it is determined; NaN if there are none.
+    determined : float
+        Share of the directions of the family that the fitted steps determine: of the parameters that moved, of the
+        rank of the updates.
     not_positive : int
-        Fitted numbers that are 0 although the parameter moved, since no positive number fits.
+        Directions (elements of a diagonal) that the fit maps to 0 although they moved, since no positive number fits.
+    ceiling : Ceiling
+        What the noise of the gradients lets any metric reach; NaN without replicates.
+    verdict : str
+        One sentence on the score.
     notes : tuple of str
         What the numbers can and cannot say.
     """
@@ -68,8 +77,10 @@ class BlockFit:
     r2_symmetric: float
     smallest: float
     largest: float
-    moved: float
+    determined: float
     not_positive: int
+    ceiling: Ceiling
+    verdict: str
     notes: tuple[str, ...]
 
 
@@ -79,7 +90,7 @@ class Identification:
 
     Attributes
     ----------
-    family : {'scalar', 'diagonal'}
+    family : str
         Structure of the metric.
     fits : tuple of BlockFit
         One for each block that was asked for, ``"(all)"`` first; ``identification[block]`` is one of them.
@@ -135,8 +146,8 @@ class Identification:
         block : str, optional
             Which; by default the first.
         floor : float, optional
-            Positive; stands for the elements that are 0 (see `BlockFit.status`). What it should be the data cannot
-            say; the smallest positive element is `BlockFit.smallest`.
+            Positive; the eigenvalue of M where the fit is 0 or the data leave it open (see `BlockFit.status`). What it
+            should be the data cannot say; the smallest positive one is `BlockFit.smallest`.
         symmetric : bool
             The symmetric estimate ``sqrt(sum y^2 / sum g^2)`` instead of the fit of y from g.
 
@@ -148,18 +159,16 @@ class Identification:
         Raises
         ------
         ValueError
-            Elements are 0 and there is no floor, or one that is not positive.
+            The fit is 0 or open in some directions and there is no floor, or one that is not positive.
         """
         fit = self.fits[0] if block is None else self[block]
         if floor is not None and not 0.0 < floor < math.inf:
             raise ValueError(f"expected a positive finite floor, got {floor!r}")
-        unmoved = fit.size - round(fit.moved * fit.size)
-        if floor is None and (unmoved or fit.not_positive):
+        if floor is None and (fit.determined < 1.0 or fit.not_positive):
             raise ValueError(
-                f"the {self.family} fit of block {fit.block!r} is not positive definite: {unmoved} of {fit.size} "
-                f"parameters never moved, and for {fit.not_positive} of {fit.parameters} elements no positive number "
-                f"fits; to_metric(floor=...) replaces them (the smallest positive element is {fit.smallest:.6g}), and "
-                "elements() has the numbers as they are"
+                f"the {self.family} fit of block {fit.block!r} is not positive definite everywhere: "
+                f"{'; '.join(fit.notes)}; to_metric(floor=...) puts a number in place of what is 0 or open (the "
+                f"smallest positive one is {fit.smallest:.6g}), and elements() has the numbers as they are"
             )
         return self._estimate.metric(self._place(fit), floor, symmetric)
 
@@ -176,7 +185,7 @@ class Identification:
         Returns
         -------
         float, ndarray, or mapping name -> ndarray
-            m of the scalar family, the diagonal of the other (a copy).
+            m of the scalar family, the diagonal of that family, the matrices of the others (a copy).
         """
         return self._estimate.elements(self._place(self.fits[0] if block is None else self[block]), symmetric)
 

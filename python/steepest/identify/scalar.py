@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest.arrays import Layout
-from steepest.identify.fitted import Fitted
+from steepest.identify.fitted import BlockFacts, FitStatus, Fitted
 from steepest.identify.steps import Steps
 from steepest.metrics.diagonal import DiagonalMetric
 from steepest.progress import shown
@@ -72,7 +72,6 @@ def fit_scalar(steps: Steps, split: int, progress: bool) -> Fitted:
     s = np.where(yg > 0.0, np.sqrt(_ratio(yy, gg)), 0.0)
     scale = np.ldexp(1.0, np.clip(unit[:, 0] - unit[:, 1], -2000, 2000))
     values = m * scale
-    positive = tuple(float(v) if v > 0.0 else math.nan for v in values)
     return Fitted(
         estimate=ScalarEstimate(steps.layout, tuple(values.tolist()), tuple((s * scale).tolist())),
         in_sample=_residuals(products[:fitted], m, p, s).sum(axis=0),
@@ -80,12 +79,31 @@ def fit_scalar(steps: Steps, split: int, progress: bool) -> Fitted:
         numbers=[step.number for step in kept[fitted:]],
         fitted_steps=fitted,
         dropped=len(found) - len(kept),
-        parameters=(1,) * blocks,
-        moved=tuple(size if g > 0.0 else 0 for size, g in zip(steps.sizes, gg, strict=True)),
-        clipped=tuple(int(g > 0.0 and x <= 0.0) for x, g in zip(yg, gg, strict=True)),
-        smallest=positive,
-        largest=positive,
+        facts=tuple(
+            _facts(size, bool(g > 0.0), float(value), fitted, steps.scaled)
+            for size, g, value in zip(steps.sizes, gg, values, strict=True)
+        ),
     )
+
+
+def _facts(size: int, moved: bool, value: float, fitted_steps: int, scaled: bool) -> BlockFacts:
+    uphill = moved and not value > 0.0
+    status: FitStatus = "ok"
+    if fitted_steps < 1:
+        status = "too_few_steps"
+    elif not moved:
+        status = "not_identified"
+    elif uphill:
+        status = "not_positive_definite"
+    notes = []
+    if not moved:
+        notes.append("no parameter moved in the fitted steps: the data say nothing about the metric")
+    if uphill:
+        notes.append("the steps go uphill on the whole (sum y.g <= 0): no positive multiple of the identity fits them")
+    if scaled:
+        notes.append("in the units of the recording's scale: M is m/scale^2, element by element")
+    positive = value if value > 0.0 else math.nan
+    return BlockFacts(1, status, size, size * moved, int(uphill), positive, positive, tuple(notes))
 
 
 def _ratio(a: Array, b: Array) -> Array:

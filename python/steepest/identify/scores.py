@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
 
-__all__ = ["block_length", "interval", "r2"]
+__all__ = ["BlockLength", "block_length", "interval", "r2", "ratio", "resampled"]
 
 Array = NDArray[np.float64]
+Statistic = Callable[[Array], Array]
 RESAMPLES = 2000
 LEVEL = 0.95
+_MOST_LOST = 0.75  # share of the variance that blocks may lose by their ends before it is no estimate any more
 
 
 def r2(residual: Any, norm: Any) -> float:
@@ -32,7 +37,24 @@ def r2(residual: Any, norm: Any) -> float:
     return 1.0 - float(np.sum(residual)) / total if total > 0.0 else math.nan
 
 
-def block_length(x: Array) -> int:
+@dataclass(frozen=True)
+class BlockLength:
+    """Blocks for the bootstrap of the mean of a series.
+
+    Attributes
+    ----------
+    steps : int
+        Length of a block.
+    widening : float
+        By what the interval of the bootstrap is too narrow: blocks cut the correlation at their ends, and few of them
+        vary less than they should.
+    """
+
+    steps: int
+    widening: float = 1.0
+
+
+def block_length(x: Array) -> BlockLength:
     """Length of blocks for the circular block bootstrap of the mean of a series.
 
     Parameters
@@ -42,19 +64,22 @@ def block_length(x: Array) -> int:
 
     Returns
     -------
-    int
-        From 1 to about T/4.
+    BlockLength
+        From 1 to about T/4 steps.
 
     Notes
     -----
     Politis and White (2004), with the correction of Patton, Politis and White (2009): the autocovariances up to twice
-    the lag behind which K_T of them in a row are insignificant, under a flat-top window.
+    the lag behind which K_T of them in a row are insignificant, under a flat-top window. With their G = sum |k| R(k)
+    and long-run variance s = sum R(k), blocks of length l give a variance that is too small by the factor
+    1 - G/(l s); and T/l blocks call for Student's t with T/l - 1 degrees of freedom in place of the normal law
+    (derived).
     """
     T = len(x)
     x = x - x.mean() if T else x
     variance = float(x @ x) / max(T, 1)
     if T < 8 or not variance > 0.0:
-        return 1
+        return BlockLength(1, _of_few(T))
     longest = math.ceil(math.sqrt(T)) + max(5, math.ceil(math.log10(T)))
     longest = min(longest, T - 1)
     covariance = np.array([float(x[: T - k] @ x[k:]) / T for k in range(longest + 1)])
@@ -64,22 +89,75 @@ def block_length(x: Array) -> int:
     significant = np.flatnonzero(~small)
     last = ends[0] if ends else int(significant[-1]) + 1 if significant.size else 0
     if last == 0:
-        return 1
+        return BlockLength(1, _of_few(T))
     bandwidth = min(2 * last, longest)
     lags = np.arange(-bandwidth, bandwidth + 1)
     window = np.clip(2.0 * (1.0 - np.abs(lags) / bandwidth), 0.0, 1.0)
     values = covariance[np.abs(lags)]
     spread, level = float(np.sum(window * np.abs(lags) * values)), float(np.sum(window * values))
     if level <= 0.0:
-        return 1
+        return BlockLength(1, _of_few(T))
     length = (2.0 * spread**2 / (4.0 / 3.0 * level**2)) ** (1.0 / 3.0) * T ** (1.0 / 3.0)
-    return int(min(max(1, math.ceil(length)), max(1, T // 4)))
+    steps = int(min(max(1, math.ceil(length)), max(1, T // 4)))
+    lost = min(max(spread / (level * steps), 0.0), _MOST_LOST)
+    return BlockLength(steps, _of_few(T / steps) / math.sqrt(1.0 - lost))
 
 
-def interval(
-    residual: Array, norm: Array, rng: np.random.Generator, length: int | None = None
+def _of_few(blocks: float) -> float:
+    """How much wider an interval from few blocks has to be than one from many."""
+    if blocks <= 2.0:
+        return 1.0
+    student = float(stdtrit(blocks - 1.0, 0.5 + LEVEL / 2.0))
+    return student / float(ndtri(0.5 + LEVEL / 2.0)) * math.sqrt(blocks / (blocks - 1.0))
+
+
+def resampled(
+    columns: Array, statistic: Statistic, influence: Array, rng: np.random.Generator
 ) -> tuple[float, float, int]:
-    """Interval of 95% for `r2` over steps: circular block bootstrap, percentiles of 2000 resamples.
+    """Interval of 95% for a function of sums over steps: circular block bootstrap, 2000 resamples.
+
+    Parameters
+    ----------
+    columns : ndarray, shape (T, k)
+        What is summed, one row for each step.
+    statistic : callable
+        Of sums of shape (..., k), values of shape (...).
+    influence : ndarray, shape (T,)
+        What each step adds to the statistic, to first order: its correlation decides the length of the blocks.
+    rng : numpy.random.Generator
+        For the resampling.
+
+    Returns
+    -------
+    low, high : float
+        Percentiles, moved away from the estimate by `BlockLength.widening`; NaN for fewer than 4 steps.
+    length : int
+        Of the blocks.
+
+    Notes
+    -----
+    Memory: 400 T/length numbers.
+    """
+    T = len(columns)
+    if T < 4:
+        return math.nan, math.nan, 1
+    blocks = block_length(influence)
+    length = blocks.steps
+    count = math.ceil(T / length)
+    sums = np.concatenate([np.zeros((1, columns.shape[1])), np.cumsum(np.concatenate([columns, columns[:length]]), 0)])
+    of_blocks = sums[length : T + length] - sums[:T]
+    scores = np.empty(RESAMPLES)
+    for begin in range(0, RESAMPLES, 200):
+        starts = rng.integers(0, T, (200, count))
+        scores[begin : begin + 200] = statistic(of_blocks[starts].sum(axis=1))
+    estimate = float(statistic(columns.sum(axis=0)))
+    low, high = np.quantile(scores, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0])
+    widened = [estimate + blocks.widening * (float(end) - estimate) for end in (low, high)]
+    return widened[0], widened[1], length
+
+
+def interval(residual: Array, norm: Array, rng: np.random.Generator) -> tuple[float, float, int]:
+    """Interval of 95% for `r2` over steps; see `resampled`.
 
     Parameters
     ----------
@@ -87,8 +165,6 @@ def interval(
         One for each step. `residual` may be a difference of two, for the difference of two scores.
     rng : numpy.random.Generator
         For the resampling.
-    length : int, optional
-        Of the blocks; by default `block_length` of what a step adds to the score.
 
     Returns
     -------
@@ -99,27 +175,28 @@ def interval(
 
     Notes
     -----
-    For the metric that was fitted: what other training steps would have given is not part of it. Memory: 2000 T/length
-    numbers.
+    For the metric that was fitted: what other training steps would have given is not part of it.
     """
-    T = len(norm)
     total = float(norm.sum())
-    if T < 4 or not total > 0.0:
+    if not total > 0.0:
         return math.nan, math.nan, 1
-    if length is None:
-        length = block_length(residual - float(residual.sum()) / total * norm)
-    count = math.ceil(T / length)
+    influence = residual - float(residual.sum()) / total * norm
+    return resampled(
+        np.stack([residual, norm], axis=1), lambda sums: 1.0 - ratio(sums[..., 0], sums[..., 1]), influence, rng
+    )
 
-    def block_sums(x: Array) -> Array:
-        sums = np.concatenate([[0.0], np.cumsum(np.concatenate([x, x[:length]]))])
-        return np.asarray(sums[length : T + length] - sums[:T])
 
-    of_residual, of_norm = block_sums(residual), block_sums(norm)
-    scores = np.empty(RESAMPLES)
-    for begin in range(0, RESAMPLES, 200):
-        starts = rng.integers(0, T, (200, count))
-        norms = of_norm[starts].sum(axis=1)
-        left = of_residual[starts].sum(axis=1)
-        scores[begin : begin + 200] = 1.0 - np.divide(left, norms, out=np.ones(200), where=norms > 0.0)
-    low, high = np.quantile(scores, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0])
-    return float(low), float(high), length
+def ratio(a: Array, b: Array) -> Array:
+    """Quotient where b > 0, and 1 where it is not.
+
+    Parameters
+    ----------
+    a, b : ndarray
+        Of one shape.
+
+    Returns
+    -------
+    ndarray
+        A score of 0 where there is nothing to explain.
+    """
+    return np.divide(a, b, out=np.ones_like(b), where=b > 0.0)

@@ -59,7 +59,9 @@ class Steps:
     gradient_source : str or None
         Where the gradients come from, None if it was not said.
     pairs : callable
-        ``pairs(vectors)`` iterates over the steps once, with their vectors or without.
+        ``pairs(vectors)`` iterates over the steps, with their vectors or without.
+    repeatable : bool
+        Whether `pairs` may be called more than once.
     scaled : bool
         Whether the products, unlike the vectors, are in the units of a recording's `scale`.
     """
@@ -69,6 +71,7 @@ class Steps:
     has_vectors: bool
     gradient_source: str | None
     pairs: Callable[[bool], Iterator[PairStep]]
+    repeatable: bool = True
     scaled: bool = False
 
     @property
@@ -149,7 +152,7 @@ def _of_recording(rec: Recording) -> Steps:
             g = ordered(stored.update, "update", rec.info.layout)
             yield PairStep(number, products, exponents, y, g)
 
-    return Steps(rec.info.layout, len(known), rec.has_vectors, rec.gradient_source, pairs, rec.info.scaled)
+    return Steps(rec.info.layout, len(known), rec.has_vectors, rec.gradient_source, pairs, scaled=rec.info.scaled)
 
 
 def _whole(grad: ArrayOrMapping, update: ArrayOrMapping) -> tuple[Iterable[Any], int]:
@@ -172,15 +175,26 @@ def _whole(grad: ArrayOrMapping, update: ArrayOrMapping) -> tuple[Iterable[Any],
     def at(x: Any, t: int) -> Any:
         return {name: a[t] for name, a in x.items()} if isinstance(x, Mapping) else x[t]
 
-    return ((at(grad, t), at(update, t)) for t in range(updates)), updates
+    return _Rows(lambda t: (at(grad, t), at(update, t)), updates), updates
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Pairs of views, made when they are asked for."""
+
+    pair: Callable[[int], tuple[Any, Any]]
+    count: int
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return map(self.pair, range(self.count))
 
 
 def _of_pairs(given: Iterable[Any], total: int) -> Steps:
     if total < 1:
         raise ValueError(f"expected at least one pair (grad, update), got {total}")
-    source = iter(given)
+    repeatable = not isinstance(given, Iterator)
 
-    def read(number: int, layout: Layout | None) -> tuple[LongVector, LongVector]:
+    def read(source: Iterator[Any], number: int, layout: Layout | None) -> tuple[LongVector, LongVector]:
         try:
             pair = next(source)
         except StopIteration:
@@ -195,18 +209,20 @@ def _of_pairs(given: Iterable[Any], total: int) -> Steps:
                 raise ValueError(f"expected {name} at step {number} to be {wanted}, got {x.layout}")
         return y, g
 
-    pending = [read(0, None)]
+    first = iter(given)
+    pending = [read(first, 0, None)]
     layout = pending[0][0].layout
     check_names(layout)
 
     def pairs(vectors: bool) -> Iterator[PairStep]:
+        source = iter(given) if repeatable else first
         for t in range(total):
-            y, g = pending.pop() if pending else read(t, layout)
+            y, g = pending.pop() if pending and not repeatable else read(source, t, layout)
             products, exponents = products_of(y, g)
             kept = (y, g) if vectors else (None, None)
             yield PairStep(t, products, exponents, *kept)
 
-    return Steps(layout, total, True, None, pairs)
+    return Steps(layout, total, True, None, pairs, repeatable)
 
 
 def products_of(grad: LongVector, update: LongVector) -> tuple[Array, NDArray[np.int64]]:
