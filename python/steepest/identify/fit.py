@@ -14,6 +14,8 @@ from steepest.identify.ceiling import Ceiling, ceiling_of, replicate_products
 from steepest.identify.diagonal import fit_diagonal
 from steepest.identify.fitted import FitStatus, Fitted
 from steepest.identify.identification import BlockFit, Family, Identification
+from steepest.identify.kronecker import fit_kronecker
+from steepest.identify.kronecker_side import fit_kronecker_input, fit_kronecker_output
 from steepest.identify.scalar import fit_scalar
 from steepest.identify.scores import LEVEL, interval, r2
 from steepest.identify.steps import Steps, steps_of
@@ -21,7 +23,13 @@ from steepest.identify.steps import Steps, steps_of
 __all__ = ["identify"]
 
 # From simple to rich. Each takes (steps, split, progress) and its own options by keyword.
-_FAMILIES: dict[Family, Callable[..., Fitted]] = {"scalar": fit_scalar, "diagonal": fit_diagonal}
+_FAMILIES: dict[Family, Callable[..., Fitted]] = {
+    "scalar": fit_scalar,
+    "diagonal": fit_diagonal,
+    "kronecker-output": fit_kronecker_output,
+    "kronecker-input": fit_kronecker_input,
+    "kronecker": fit_kronecker,
+}
 _FEW_BLOCKS = 20  # held-out stretches longer than the correlation, for an interval that covers
 _CHANGE = 0.02  # of R2, beyond the interval: a smaller loss is not called a change of the geometry
 
