@@ -58,7 +58,7 @@ _ADAPTIVE: tuple[Rule, ...] = ("RMSProp", "Adam")
 _SMALL, _LARGE = 128, 4096
 _PLANTED_SEEDS, _ALTERNATIONS = 2, 20  # fitting both factors takes seconds
 _WINDOWS = (1, 2, 4, 8, 16, 32, 64)
-_STARTS = (0, 25, 50, 100, 200, 400, 800)  # of the windows over the course of feedback alignment
+_STARTS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200, 6400)  # of the windows over the course of feedback alignment
 
 
 @dataclass(frozen=True)

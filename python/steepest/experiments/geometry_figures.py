@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["SHOWN", "caption", "checks_caption", "checks_figure", "figure", "scores"]
+__all__ = ["SHOWN", "caption", "checks_caption", "checks_figure", "figure", "maps", "scores"]
 
 Array = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ SHOWN = (
     "feedback redrawn",
 )  # fmt: skip
 _ROW_NAMES = (
-    "gradient\ndescent", "RMSProp", "Adam", "K-FAC\n(input factor)", "feedback\nalignment", "feedback redrawn\nat each step",
+    "gradient\ndescent", "RMSProp", "Adam", "K-FAC\n(input factor)", "feedback\nalignment", "feedback\nredrawn\neach step",
 )  # fmt: skip
 _COLUMN_NAMES = ("scalar", "diagonal", "output\nside", "input\nside")
 _CHECKED = ("gradient descent", "momentum", "RMSProp", "Adam", "K-FAC (input factor)", "planted Kronecker",
@@ -62,6 +62,27 @@ def scores(result: RuleGeometry, batch: int | None, against: str) -> tuple[Array
     return median, lowest, highest, np.array([float(np.median(row[0].ceiling)) for row in table])
 
 
+def maps(result: RuleGeometry) -> tuple[tuple[int | None, str, str], ...]:
+    """The heat maps: batch, gradient, title.
+
+    Parameters
+    ----------
+    result : RuleGeometry
+        What `run` returned.
+
+    Returns
+    -------
+    tuple of (int or None, str, str)
+        Full batch, and mini-batches against the gradient consumed and that of all images.
+    """
+    small = _small(result)
+    return (
+        (None, "all images", "full batch"),
+        (small, "consumed", f"batch {small},\nagainst the gradient it consumed"),
+        (small, "all images", f"batch {small},\nagainst the gradient of all images"),
+    )
+
+
 def _small(result: RuleGeometry) -> int:
     return min(cell.batch for cell in result.cells if cell.batch is not None)
 
@@ -87,7 +108,7 @@ def caption(result: RuleGeometry) -> str:
         f"{result.first}, and predicts the gradients of the next {result.held_out} steps from the updates. In the cells: "
         f"held-out R2, median of {n} seeds, and below it the lowest and highest seed, a "
         f"{100 * (1 - 2.0 ** (1 - n)):.0f}% interval for the median. The fit sees gradient and update only, never the "
-        f"rule; a frame marks the structure that the rule has by construction. At batch {small} the gradient to be "
+        f"rule; a frame marks the structure that the rule has by construction (the scalar is a special case of all). At batch {small} the gradient to be "
         "predicted is the one that the rule consumed, or that of all images, which the noise of the mini-batch hides: "
         "the ceiling is the score of a rule whose only fault is that noise. It bounds no fit that filters noise (input "
         "side, diagonal), and no rule that averages over steps (Adam). Ellipses: the unit ball of the "
@@ -113,26 +134,27 @@ def figure(result: RuleGeometry) -> Figure:
     ImportError
         matplotlib is not installed: ``pip install "steepest[experiments]"``.
     """
-    from steepest.plot.style import STYLE, import_matplotlib
+    from steepest.plot.style import STYLE, VERMILION, import_matplotlib
 
-    small = _small(result)
     with import_matplotlib().rc_context(STYLE | {"axes.titlesize": 9}):
-        fig = new_figure(10.4, 5.6)
-        fig.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.01, hspace=0.0)  # type: ignore[union-attr,call-arg]
-        grid = fig.add_gridspec(len(SHOWN), 4, width_ratios=(1.05, 4.0, 4.0, 4.95))
-        for row, rule in enumerate(SHOWN):
-            _draw_step(result, rule, fig.add_subplot(grid[row, 0]))
+        fig = new_figure(10.4, 5.2)
+        grid = fig.add_gridspec(len(SHOWN), 4, width_ratios=(1.75, 4.0, 4.0, 4.75))
+        for row, (rule, name) in enumerate(zip(SHOWN, _ROW_NAMES, strict=True)):
+            panel = fig.add_subplot(grid[row, 0])
+            _draw_step(result, rule, panel)
+            panel.annotate(name, (-0.12, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=8.5)
+            if row == 0:
+                panel.set_title("one step,\nfull batch")
+            if row == len(SHOWN) - 1:
+                for height, text, colour in ((-0.24, "−gradient", "black"), (-0.42, "update", VERMILION)):
+                    panel.annotate(text, (0.5, height), xycoords="axes fraction", ha="center", va="top",
+                                   fontsize=7.5, color=colour, annotation_clip=False)  # fmt: skip
         panels = [fig.add_subplot(grid[:, column]) for column in (1, 2, 3)]
-        maps = (
-            (None, "all images", "full batch"),
-            (small, "consumed", f"batch {small},\nagainst the gradient it consumed"),
-            (small, "all images", f"batch {small},\nagainst the gradient of all images"),
-        )
         image = None
-        for place, (panel, (batch, against, title)) in enumerate(zip(panels, maps, strict=True)):
+        for panel, (batch, against, title) in zip(panels, maps(result), strict=True):
             image = _heat_map(panel, *scores(result, batch, against))
             panel.set_title(title)
-            panel.set_yticks(range(len(SHOWN)), _ROW_NAMES if place == 0 else [""] * len(SHOWN))
+            panel.set_yticks([])
         bar = fig.colorbar(image, ax=panels, shrink=0.5, aspect=24, pad=0.012, extend="min")
         bar.set_label(r"held-out $R^2$")
         bar.outline.set_visible(False)  # type: ignore[operator]
@@ -148,7 +170,7 @@ def _draw_step(result: RuleGeometry, rule: Any, ax: Axes) -> None:
     ax.set_axis_off()
     ax.set_aspect("equal")
     step = steepest.align(*result.steps[rule])
-    limit = 1.75
+    limit = 1.3
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit))
     degrees = math.degrees(step.angle)
     if step.status != "ok":
@@ -157,7 +179,7 @@ def _draw_step(result: RuleGeometry, rule: Any, ax: Axes) -> None:
         return
     data = plot.geometry_data(step)
     # All balls at one height: a needle would leave the picture.
-    scale = 1.35 / max(1.0, float(np.abs(data.ball).max()))
+    scale = 1.15 / max(1.0, float(np.abs(data.ball).max()))
     ax.fill(*(scale * data.ball.T), facecolor=BLUE, alpha=0.14, linewidth=0)
     ax.plot(*(scale * data.ball.T), color=BLUE, linewidth=1.0)
     for tip, colour in ((data.neg_grad, "black"), (data.touch, VERMILION)):
@@ -165,7 +187,7 @@ def _draw_step(result: RuleGeometry, rule: Any, ax: Axes) -> None:
         ax.annotate("", xy=end, xytext=(0.0, 0.0), annotation_clip=False, arrowprops={
             "arrowstyle": "-|>,head_width=0.14,head_length=0.28", "shrinkA": 0.0, "shrinkB": 0.0, "linewidth": 1.3,
             "color": colour})  # fmt: skip
-    ax.annotate(f"$\\psi$ = {degrees:.0f}°", (0.5, -0.02), xycoords="axes fraction", ha="center", va="top",
+    ax.annotate(f"$\\psi$ = {degrees:.0f}°", (0.5, 0.03), xycoords="axes fraction", ha="center", va="top",
                 fontsize=7, annotation_clip=False)  # fmt: skip
 
 
@@ -184,7 +206,6 @@ def _heat_map(ax: Axes, median: Array, lowest: Array, highest: Array, ceiling: A
 
     rows, columns = median.shape
     image = ax.imshow(median, vmin=0.0, vmax=1.0, cmap="cividis", aspect="auto")
-    image.cmap.set_under(image.cmap(0.0))
     names = list(_COLUMN_NAMES)
     for i in range(rows):
         for j in range(columns):
@@ -192,11 +213,15 @@ def _heat_map(ax: Axes, median: Array, lowest: Array, highest: Array, ceiling: A
             colour = "white" if dark else "black"
             ax.text(j, i - 0.1, _text(median[i, j]), ha="center", va="center", color=colour, fontsize=10,
                     fontweight="bold")  # fmt: skip
-            ends = _text(lowest[i, j]), _text(highest[i, j])
-            ax.text(j, i + 0.24, ends[0] if ends[0] == ends[1] else f"{ends[0]} … {ends[1]}", ha="center",
-                    va="center", color=colour, fontsize=6.5)  # fmt: skip
+            ends = [_text(x[i, j]).replace("0.", ".") for x in (lowest, highest)]
+            text = _text(lowest[i, j]) if ends[0] == ends[1] else " … ".join(ends)
+            if len(text) > 9:  # two minus signs
+                text = text.replace(" ", "")
+            ax.text(j, i + 0.24, text, ha="center", va="center", color=colour, fontsize=6.5)
             if OWN[SHOWN[i]] == FAMILIES[j] and SHOWN[i] != "feedback redrawn":  # type: ignore[index]
-                ax.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, fill=False, edgecolor=VERMILION, linewidth=2.0))
+                ax.add_patch(
+                    Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, fill=False, edgecolor=VERMILION, linewidth=2.0)
+                )
     if np.isfinite(ceiling).any():
         names.append("noise\nceiling")
         for i, value in enumerate(ceiling):
@@ -237,10 +262,10 @@ def checks_caption(result: RuleGeometry) -> str:
     return (
         f"Checks on the same runs ({result.dataset}, {len(result.seeds)} seeds). a: each rule in the structure that it "
         f"has by construction, at full batch, batch {large} and batch {small}, against the gradient consumed, that of "
-        "all images, and that of an independent mini-batch; a bar is the noise ceiling of the latter two. b: diagonals "
+        "all images, and that of an independent mini-batch; a bar is the noise ceiling of the latter two; scores below -0.1 are written. c, d: diagonals "
         "recovered from gradients and updates at full batch against the optimiser's own sqrt(v) + eps, both over their "
-        "geometric mean. c: momentum 0.9, sum of w updates against the mean of the w gradients consumed; the line is "
-        "what gradients without memory would give. d: feedback alignment in windows of "
+        "geometric mean. b: momentum 0.9, sum of w updates against the mean of the w gradients consumed; the line is "
+        "what gradients without memory would give. e: feedback alignment in windows of "
         f"{result.fitted} + {result.held_out} steps: an output-side metric exists iff W2 B is symmetric positive "
         f"definite. Planted Kronecker factors: cosine of recovered and planted output and input factor, least of "
         f"{len(result.planted[0].output_cosine)} seeds, {cosines}."
@@ -278,7 +303,7 @@ def checks_figure(result: RuleGeometry) -> Figure:
             _draw_roots(result, rule, panel)
         _draw_momentum(result, momentum)
         _draw_feedback(result, feedback)
-        for letter, panel in zip("acbbd", (own, momentum, *roots, feedback), strict=True):
+        for letter, panel in zip("abcde", (own, momentum, *roots, feedback), strict=True):
             name_panel(panel, letter)
     return fig
 
@@ -288,7 +313,7 @@ def _draw_own(result: RuleGeometry, ax: Axes) -> None:
 
     batches = (None, result.large, _small(result))
     looks = {
-        "consumed": ("o", BLUE, "consumed (at full batch: all images)"),
+        "consumed": ("o", BLUE, "against the gradient consumed"),
         "all images": ("s", VERMILION, "of all images"),
         "independent": ("^", ORANGE, "of an independent mini-batch"),
     }
@@ -308,20 +333,23 @@ def _draw_own(result: RuleGeometry, ax: Axes) -> None:
                 ends = np.clip([cell.r2.min(), cell.r2.max()], -0.12, None)
                 ax.plot((x, x), ends, color=colour, linewidth=0.8)
                 ax.plot(x, centre, mark, color=colour, markersize=4.5, zorder=4)
+                if np.median(cell.r2) < -0.12:
+                    ax.annotate(_text(float(np.median(cell.r2))), (x, centre), xytext=(-4, -1), ha="right",
+                                textcoords="offset points", fontsize=6, color=colour)  # fmt: skip
                 ceiling = float(np.median(cell.ceiling))
                 if math.isfinite(ceiling):
                     ax.plot((x - 0.05, x + 0.05), (ceiling, ceiling), color=GREY, linewidth=1.6, zorder=3)
         if i:
             ax.axvline(i - 0.5, color="0.88", linewidth=0.6)
         family = OWN[rule].replace("kronecker-", "").replace("kronecker", "Kronecker")  # type: ignore[index]
-        ax.text(i, 1.06, rule.replace(" ", "\n", 1) + f"\n({family})", ha="center", va="bottom", fontsize=7)
+        ax.text(i, 1.06, rule.replace(" ", "\n", 1) + f"\n[{family}]", ha="center", va="bottom", fontsize=7)
     for mark, colour, label in looks.values():
         ax.plot([], [], mark, color=colour, markersize=4.5, label=label)
     ax.plot([], [], "-", color=GREY, linewidth=1.6, label="noise ceiling")
     ax.axhline(0.0, color="0.7", linewidth=0.6)
     ax.set_xticks(ticks, labels, rotation=90, fontsize=6)
     ax.set(ylim=(-0.15, 1.04), xlim=(-0.5, len(_CHECKED) - 0.5), ylabel=r"held-out $R^2$", xlabel="images of a batch")
-    ax.set_title("each rule in its own geometry, against the gradient\n\n\n\n")
+    ax.set_title("each rule in the geometry that it has by construction\n\n\n\n")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.27), ncols=4, handletextpad=0.3, columnspacing=1.2)
 
 
@@ -381,5 +409,6 @@ def _draw_feedback(result: RuleGeometry, ax: Axes) -> None:
         ax.plot(middle, np.median(values, axis=0), mark + "-", color=colour, markersize=3.5, label=label)
     ax.axhline(0.0, color="0.6", linewidth=0.6)
     ax.set(xscale="log", xlabel="step (middle of the window)", title="feedback alignment over training")
+    ax.minorticks_off()
     ax.set_ylim(top=1.04)
-    ax.legend(loc="center left", bbox_to_anchor=(0.0, 0.42), handlelength=1.6)
+    ax.legend(loc="center left", bbox_to_anchor=(0.0, 0.5), handlelength=1.6)
