@@ -29,8 +29,13 @@ SHOWN = (
     "feedback redrawn",
 )  # fmt: skip
 _ROW_NAMES = (
-    "gradient\ndescent", "RMSProp", "Adam", "K-FAC\n(input factor)", "feedback\nalignment", "feedback\nredrawn\neach step",
-)  # fmt: skip
+    "gradient\ndescent",
+    "RMSProp",
+    "Adam",
+    "K-FAC\n(input factor)",
+    "feedback\nalignment",
+    "feedback\nredrawn\neach step",
+)
 _COLUMN_NAMES = ("scalar", "diagonal", "output\nside", "input\nside")
 _CHECKED = ("gradient descent", "momentum", "RMSProp", "Adam", "K-FAC (input factor)", "planted Kronecker",
             "feedback alignment", "feedback redrawn")  # fmt: skip
@@ -105,15 +110,15 @@ def caption(result: RuleGeometry) -> str:
         f"Hidden layer ({result.n_inputs} x {result.n_hidden} weights) of a linear network {result.n_inputs}-"
         f"{result.n_hidden}-10 under squared loss on {result.n_images} images of {result.dataset}, averaged over "
         f"squares of pixels. One metric of each structure is fitted to the {result.fitted} steps after the first "
-        f"{result.first}, and predicts the gradients of the next {result.held_out} steps from the updates. In the cells: "
-        f"held-out R2, median of {n} seeds, and below it the lowest and highest seed, a "
+        f"{result.first}, and predicts the gradients of the next {result.held_out} steps from the updates. In the "
+        f"cells: held-out R2, median of {n} seeds, and below it the lowest and highest seed, a "
         f"{100 * (1 - 2.0 ** (1 - n)):.0f}% interval for the median. The fit sees gradient and update only, never the "
-        f"rule; a frame marks the structure that the rule has by construction (the scalar is a special case of all). At batch {small} the gradient to be "
-        "predicted is the one that the rule consumed, or that of all images, which the noise of the mini-batch hides: "
-        "the ceiling is the score of a rule whose only fault is that noise. It bounds no fit that filters noise (input "
-        "side, diagonal), and no rule that averages over steps (Adam). Ellipses: the unit ball of the "
-        "condition-optimal metric of the first held-out step at full batch, in the plane of -gradient (black) and "
-        "update (red)."
+        "rule; a frame marks the structure that the rule has by construction (the scalar is a special case of all). "
+        f"At batch {small} the gradient to be predicted is the one that the rule consumed, or that of all images, "
+        "which the noise of the mini-batch hides: the ceiling is the score of a rule whose only fault is that noise. "
+        "It bounds no fit that filters noise (input side, diagonal), and no rule that averages over steps (Adam). "
+        "Ellipses: the unit ball of the condition-optimal metric of the first held-out step at full batch, in the "
+        "plane of -gradient (black) and update (red)."
     )
 
 
@@ -150,14 +155,14 @@ def figure(result: RuleGeometry) -> Figure:
                     panel.annotate(text, (0.5, height), xycoords="axes fraction", ha="center", va="top",
                                    fontsize=7.5, color=colour, annotation_clip=False)  # fmt: skip
         panels = [fig.add_subplot(grid[:, column]) for column in (1, 2, 3)]
-        image = None
+        image: Any = None
         for panel, (batch, against, title) in zip(panels, maps(result), strict=True):
             image = _heat_map(panel, *scores(result, batch, against))
             panel.set_title(title)
             panel.set_yticks([])
         bar = fig.colorbar(image, ax=panels, shrink=0.5, aspect=24, pad=0.012, extend="min")
         bar.set_label(r"held-out $R^2$")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
     return fig
 
@@ -262,13 +267,13 @@ def checks_caption(result: RuleGeometry) -> str:
     return (
         f"Checks on the same runs ({result.dataset}, {len(result.seeds)} seeds). a: each rule in the structure that it "
         f"has by construction, at full batch, batch {large} and batch {small}, against the gradient consumed, that of "
-        "all images, and that of an independent mini-batch; a bar is the noise ceiling of the latter two; scores below -0.1 are written. c, d: diagonals "
-        "recovered from gradients and updates at full batch against the optimiser's own sqrt(v) + eps, both over their "
-        "geometric mean. b: momentum 0.9, sum of w updates against the mean of the w gradients consumed; the line is "
-        "what gradients without memory would give. e: feedback alignment in windows of "
-        f"{result.fitted} + {result.held_out} steps: an output-side metric exists iff W2 B is symmetric positive "
-        f"definite. Planted Kronecker factors: cosine of recovered and planted output and input factor, least of "
-        f"{len(result.planted[0].output_cosine)} seeds, {cosines}."
+        "all images, and that of an independent mini-batch; a bar is the noise ceiling of the latter two; scores below "
+        "-0.1 are written. b: momentum 0.9, sum of w updates against the mean of the w gradients consumed; the line "
+        "is what gradients without memory would give. c, d: diagonals recovered from gradients and updates at full "
+        "batch against the optimiser's own sqrt(v) + eps, both over their geometric mean. e: feedback alignment in "
+        f"windows of {result.fitted} + {result.held_out} steps: an output-side metric exists iff W2 B is symmetric "
+        "positive definite. Planted Kronecker factors: cosine of recovered and planted output and input factor, least "
+        f"of {len(result.planted[0].output_cosine)} seeds, {cosines}."
     )
 
 

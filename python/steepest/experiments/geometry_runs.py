@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,10 +204,18 @@ class RuleRun:
     asymmetry: Array | None
 
 
-class _Step(Protocol):
-    """What a rule adds to W1 and W2, given E and their gradients."""
+class _Given(NamedTuple):
+    """What a rule may use: E, the gradients by W1 and W2, and W1."""
 
-    def __call__(self, E: Array, grad: tuple[Array, Array], W1: Array) -> tuple[Array, Array]: ...
+    E: Array
+    grad: tuple[Array, Array]
+    W1: Array
+
+
+class _Step(Protocol):
+    """What a rule adds to W1 and W2."""
+
+    def __call__(self, given: _Given) -> tuple[Array, Array]: ...
 
 
 class _Descent:
@@ -217,8 +225,8 @@ class _Descent:
         self.rate, self.momentum = rate, momentum
         self.m: tuple[Array | float, Array | float] = (0.0, 0.0)
 
-    def __call__(self, E: Array, grad: tuple[Array, Array], W1: Array) -> tuple[Array, Array]:
-        m1, m2 = (self.momentum * m + g for m, g in zip(self.m, grad, strict=True))
+    def __call__(self, given: _Given) -> tuple[Array, Array]:
+        m1, m2 = (self.momentum * m + g for m, g in zip(self.m, given.grad, strict=True))
         self.m = (m1, m2)
         return -self.rate * m1, -self.rate * m2
 
@@ -232,12 +240,12 @@ class _Adaptive:
         self.v: list[Array | float] = [0.0, 0.0]
         self.root: Array | None = None  # of W1
 
-    def __call__(self, E: Array, grad: tuple[Array, Array], W1: Array) -> tuple[Array, Array]:
+    def __call__(self, given: _Given) -> tuple[Array, Array]:
         first, second = self.decays
         self.t += 1
         updates = []
         roots = []
-        for i, g in enumerate(grad):
+        for i, g in enumerate(given.grad):
             self.m[i] = first * self.m[i] + (1.0 - first) * g
             self.v[i] = second * self.v[i] + (1.0 - second) * g * g
             roots.append(np.sqrt(self.v[i] / (1.0 - second**self.t)) + EPSILON)
@@ -254,12 +262,11 @@ class _Kronecker:
         self.by_input = np.linalg.inv(planted.input)
         self.by_output = np.linalg.inv(planted.output) if both else np.eye(len(planted.output))
 
-    def __call__(self, E: Array, grad: tuple[Array, Array], W1: Array) -> tuple[Array, Array]:
-        hidden = _damped(W1 @ self.input @ W1.T)
-        return (
-            -self.rate * (self.by_output @ grad[0] @ self.by_input),
-            -self.rate * np.linalg.solve(hidden, grad[1].T).T,
-        )
+    def __call__(self, given: _Given) -> tuple[Array, Array]:
+        first, second = given.grad
+        hidden = _damped(given.W1 @ self.input @ given.W1.T)
+        of_second = np.asarray(np.linalg.inv(hidden), dtype=np.float64)
+        return -self.rate * (self.by_output @ first @ self.by_input), -self.rate * (second @ of_second)
 
 
 class _Feedback:
@@ -269,10 +276,10 @@ class _Feedback:
         self.rate, self.draw, self.redrawn = rate, draw, redrawn
         self.B = draw()
 
-    def __call__(self, E: Array, grad: tuple[Array, Array], W1: Array) -> tuple[Array, Array]:
+    def __call__(self, given: _Given) -> tuple[Array, Array]:
         if self.redrawn:
             self.B = self.draw()
-        return -self.rate * (self.B @ E), -self.rate * grad[1]
+        return -self.rate * (self.B @ given.E), -self.rate * given.grad[1]
 
 
 def train(
@@ -338,9 +345,9 @@ def train(
         loss, E = data.full_error(F)
         if not math.isfinite(loss):
             raise ValueError(f"{rule} diverged at step {t}: its rate {RATE[rule]} is too large for these images")
-        given = E if batch is None else data.batch_error(F, batch, sampling)
-        grad = W2.T @ given
-        update = step(given, (grad, given @ W1.T), W1)
+        E_given = E if batch is None else data.batch_error(F, batch, sampling)
+        grad = W2.T @ E_given
+        update = step(_Given(E_given, (grad, E_given @ W1.T), W1))
         i = t - first
         if i >= 0:
             grads[i], updates[i], losses[i] = W2.T @ E, update[0], loss
