@@ -526,7 +526,7 @@ def test_compare_needs_the_same_steps():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"family": "full"}, ValueError, "expected family"),
+        ({"family": "round"}, ValueError, "expected family"),
         ({"holdout": 1.0}, ValueError, "expected holdout"),
         ({"holdout": -0.1}, ValueError, "expected holdout"),
         ({"blocks": ["v"]}, ValueError, "expected blocks"),

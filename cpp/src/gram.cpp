@@ -23,11 +23,14 @@ constexpr double unit_roundoff = 1.1102230246251565e-16;  // u = 2^-53
 // computed norms stand in for |x|, |y|, which 60 more than covers (Higham 2002, section 4.2).
 constexpr double fast_bound = 60 * unit_roundoff;
 
-// Compensated pass. Products and additions to hi and mid are error-free. What rounds is the third term of a lane: at
-// most m = 3 * 512 additions of numbers, each an error of an addition to mid, thus below u |mid|, while |mid| is below
-// m u times the lane's sum of |x_i y_i|. That gives m^3 u^3 < 2^-126 times |x||y|; the sum over lanes and blocks is
-// exact, and its rounding to hi + lo costs 2^-105 of the result.
-constexpr double cascaded_bound = 1.1754943508222875e-38;  // 2^-126
+// Compensated pass. Products and additions to hi are error-free, and their errors are summed in lo. In a chain of m
+// products with the sum S of |x_i y_i|, lo stays below m u S, so its m - 1 additions round by at most m(m-1)/2 u^2 S, and
+// adding the error of a product to that of an addition by (m+1) u^2 S: 28 u^2 for m = 8 exact products, 22 u^2 for m = 6
+// others. Chains are added up in cascades, where only the third term rounds: at most 2^15 times in a run of
+// blocks, each below u |mid|, while |mid| is below 2^15 u times its sum of |x_i y_i|: 2^-114 |x||y|. The sum over lanes and
+// runs is exact, and its rounding to hi + lo costs 2^-105 of the result.
+constexpr double cascaded_bound = 30 * unit_roundoff * unit_roundoff;
+constexpr index_t blocks_in_run = 16;
 constexpr double rounding_bound = 2.465190328815662e-32;   // 2^-105
 constexpr double least_normal_bound = 1.6033346880071782e-291;  // 2^-966: below it, lo may underflow
 
@@ -140,9 +143,10 @@ Sums careful_sums(const std::vector<Scaled>& vectors, const std::vector<Product>
     const Partition partition(*vectors[0].vector);
     const HotLoops& loops = hot_loops();
     const bool exact = precision == Precision::exact;
+    const bool pair_at_once = !exact && k == 2 && n_products == 3 && direct(vectors[0], vectors[1]);
 
     // A group of blocks shares one accumulator per product; exact sums do not depend on how blocks are grouped.
-    const index_t group = std::max<index_t>(16, partition.size() / 256);
+    const index_t group = std::max<index_t>(blocks_in_run, partition.size() / 256);
     const index_t n_groups = (partition.size() + group - 1) / group;
     std::vector<Sums> partial(static_cast<std::size_t>(n_groups));
     parallel_for(n_groups, [&](index_t task) {
@@ -150,37 +154,50 @@ Sums careful_sums(const std::vector<Scaled>& vectors, const std::vector<Product>
         sums.pairs.resize(products.size());
         const auto buffers = make_tile_buffers(static_cast<std::size_t>(k));
         std::vector<const double*> tiles(k);
-        std::vector<Cascade> cascades(products.size() * n_lanes);
-        for (index_t b = task * group; b < std::min((task + 1) * group, partition.size()); ++b) {
-            const Block block = partition[b];
-            std::fill(cascades.begin(), cascades.end(), Cascade{0.0, 0.0, 0.0});
-            for_each_tile(block, [&](index_t begin, index_t count) {
-                for (int i = 0; i < k; ++i)
-                    tiles[i] = read_tile(vectors[i].vector->segments[block.segment], begin, count, buffers[i],
-                                         factor_of(vectors[i]));
-                for (index_t p = 0; p < n_products; ++p) {
-                    const Product& product = products[p];
-                    const double *x = tiles[product.i], *y = tiles[product.j];
-                    if (exact && product.weight == Weight::none) {
-                        for (index_t i = 0; i < count; ++i) {
-                            if (std::isfinite(x[i]) && std::isfinite(y[i])) sums.pairs[p].add_product(x[i], y[i]);
-                            else sums.finite = false;
-                        }
-                        continue;
-                    }
-                    Cascade* lanes = cascades.data() + p * n_lanes;
-                    if (product.weight == Weight::none)
-                        loops.dot_cascaded(x, y, count, lanes);
-                    else
-                        loops.weighted_dot_cascaded(x, y, tiles[2], product.weight == Weight::divide, count, lanes);
-                }
-            });
+        std::vector<Cascade> cascades(products.size() * n_lanes, Cascade{0.0, 0.0, 0.0});
+        const auto flush = [&] {
             for (std::size_t lane = 0; lane < cascades.size(); ++lane)
                 for (const double term : {cascades[lane].hi, cascades[lane].mid, cascades[lane].lo}) {
                     if (std::isfinite(term)) sums.pairs[lane / n_lanes].add(term);
                     else sums.finite = false;
                 }
+            std::fill(cascades.begin(), cascades.end(), Cascade{0.0, 0.0, 0.0});
+        };
+        const index_t first = task * group, last = std::min(first + group, partition.size());
+        for (index_t b = first; b < last; ++b) {
+            const Block block = partition[b];
+            if (pair_at_once) {
+                const Segment &x = vectors[0].vector->segments[block.segment],
+                              &y = vectors[1].vector->segments[block.segment];
+                const index_t offset = block.begin * itemsize(x.dtype());
+                loops.pair_sums_cascaded[dtype_index(x.dtype())](x.data() + offset, y.data() + offset, block.count,
+                                                                 cascades.data());
+            } else {
+                for_each_tile(block, [&](index_t begin, index_t count) {
+                    for (int i = 0; i < k; ++i)
+                        tiles[i] = read_tile(vectors[i].vector->segments[block.segment], begin, count, buffers[i],
+                                             factor_of(vectors[i]));
+                    for (index_t p = 0; p < n_products; ++p) {
+                        const Product& product = products[p];
+                        const double *x = tiles[product.i], *y = tiles[product.j];
+                        if (exact && product.weight == Weight::none) {
+                            for (index_t i = 0; i < count; ++i) {
+                                if (std::isfinite(x[i]) && std::isfinite(y[i])) sums.pairs[p].add_product(x[i], y[i]);
+                                else sums.finite = false;
+                            }
+                            continue;
+                        }
+                        Cascade* lanes = cascades.data() + p * n_lanes;
+                        if (product.weight == Weight::none)
+                            loops.dot_cascaded(x, y, count, lanes);
+                        else
+                            loops.weighted_dot_cascaded(x, y, tiles[2], product.weight == Weight::divide, count, lanes);
+                    }
+                });
+            }
+            if ((b - first) % blocks_in_run == blocks_in_run - 1) flush();
         }
+        flush();
     });
 
     Sums total;

@@ -406,19 +406,97 @@ struct CascadeLanes {
     }
 };
 
+// A short run of products summed in hi + lo: cheaper than a cascade, and as good where the run is short.
+template <class T>
+struct Chain {
+    vdouble hi, lo;
+
+    STEEPEST_INLINE Chain(vdouble a, vdouble b) {
+        if constexpr (T::exact_products) {
+            hi = a * b;
+            lo = broadcast(0.0);
+        } else {
+            two_product(a, b, hi, lo);
+        }
+    }
+    STEEPEST_INLINE void add(vdouble a, vdouble b) {
+        vdouble s, t;
+        if constexpr (T::exact_products) {
+            two_sum(hi, a * b, s, t);
+            lo = lo + t;
+        } else {
+            vdouble p, e;
+            two_product(a, b, p, e);
+            two_sum(hi, p, s, t);
+            lo = lo + (t + e);
+        }
+        hi = s;
+    }
+};
+
+// Calls run(pointers, steps) for each chain of at most `steps` times n_lanes elements of two arrays; the last run of
+// n_lanes is padded with zeros.
+template <class T, class Run>
+STEEPEST_INLINE void for_each_chain(const char* x, const char* y, int64_t n, Run run) {
+    constexpr int64_t stride = n_lanes * T::bytes;
+    constexpr int64_t longest = T::exact_products ? steepest::exact_twofold_chain : steepest::twofold_chain;
+    for (int64_t steps = n / n_lanes; steps > 0;) {
+        const int64_t count = steps < longest ? steps : longest;
+        for (int64_t line = 0; line < count * stride; line += 64) {
+            STEEPEST_PREFETCH(x + prefetch_bytes + line);
+            STEEPEST_PREFETCH(y + prefetch_bytes + line);
+        }
+        run(x, y, count);
+        x += count * stride;
+        y += count * stride;
+        steps -= count;
+    }
+    const std::size_t left = static_cast<std::size_t>(n % n_lanes) * T::bytes;
+    if (left > 0) {
+        alignas(64) char px[stride] = {}, py[stride] = {};
+        std::memcpy(px, x, left);
+        std::memcpy(py, y, left);
+        run(px, py, 1);
+    }
+}
+
+template <class T>
+void pair_sums_cascaded(const void* x, const void* y, int64_t n, Cascade* sums) {
+    CascadeLanes xx(sums), xy(sums + n_lanes), yy(sums + 2 * n_lanes);
+    for_each_chain<T>(static_cast<const char*>(x), static_cast<const char*>(y), n,
+                      [&](const char* px, const char* py, int64_t steps) {
+                          for (int v = 0; v < n_vectors; ++v) {
+                              const vdouble a = load<T>(px, v), b = load<T>(py, v);
+                              Chain<T> of_xx(a, a), of_xy(a, b), of_yy(b, b);
+                              for (int64_t i = 1; i < steps; ++i) {
+                                  const int64_t offset = i * n_lanes * T::bytes;
+                                  const vdouble c = load<T>(px + offset, v), d = load<T>(py + offset, v);
+                                  of_xx.add(c, c);
+                                  of_xy.add(c, d);
+                                  of_yy.add(d, d);
+                              }
+                              xx.add(v, of_xx.hi, of_xx.lo);
+                              xy.add(v, of_xy.hi, of_xy.lo);
+                              yy.add(v, of_yy.hi, of_yy.lo);
+                          }
+                      });
+    xx.store(sums);
+    xy.store(sums + n_lanes);
+    yy.store(sums + 2 * n_lanes);
+}
+
 void dot_cascaded(const double* x, const double* y, int64_t n, Cascade* sums) {
     CascadeLanes lanes(sums);
-    const char* const arrays[2] = {chars(x), chars(y)};
-    for_each_step<Float64>(
-        arrays, n,
-        [&](const char* const* at) {
-            for (int v = 0; v < n_vectors; ++v) {
-                vdouble p, e;
-                two_product(load<Float64>(at[0], v), load<Float64>(at[1], v), p, e);
-                lanes.add(v, p, e);
+    for_each_chain<Float64>(chars(x), chars(y), n, [&](const char* px, const char* py, int64_t steps) {
+        for (int v = 0; v < n_vectors; ++v) {
+            Chain<Float64> chain(load<Float64>(px, v), load<Float64>(py, v));
+            for (int64_t i = 1; i < steps; ++i) {
+                const int64_t offset = i * n_lanes * Float64::bytes;
+                chain.add(load<Float64>(px + offset, v), load<Float64>(py + offset, v));
             }
-        },
-        [] {});
+            lanes.add(v, chain.hi, chain.lo);
+        }
+    });
     lanes.store(sums);
 }
 
@@ -599,6 +677,7 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     STEEPEST_FOR_EACH_DTYPE(widen),
     STEEPEST_FOR_EACH_DTYPE(narrow),
     STEEPEST_FOR_EACH_DTYPE(pair_sums),
+    STEEPEST_FOR_EACH_DTYPE(pair_sums_cascaded),
     {STEEPEST_FOR_EACH_DTYPE(dots_1), STEEPEST_FOR_EACH_DTYPE(dots_2), STEEPEST_FOR_EACH_DTYPE(dots_3)},
     {STEEPEST_FOR_EACH_DTYPE_AND(combine, 1), STEEPEST_FOR_EACH_DTYPE_AND(combine, 2),
      STEEPEST_FOR_EACH_DTYPE_AND(combine, 3), STEEPEST_FOR_EACH_DTYPE_AND(combine, 4)},

@@ -26,6 +26,8 @@ struct HotLoops {
     void (*widen[4])(const void* source, std::int64_t n, double* target);
     void (*narrow[4])(const double* source, std::int64_t n, void* target);
     PairSums (*pair_sums[4])(const void* x, const void* y, std::int64_t n);
+    // The same sums x.x, x.y, y.y as if computed in more than twice the working precision: adds to sums[3 * n_lanes]
+    void (*pair_sums_cascaded[4])(const void* x, const void* y, std::int64_t n, Cascade* sums);
     // hi + lo of w_k.x for k = 0 .. K-1, each as if computed in twice the working precision; indexed by K - 1
     void (*dots[max_dots][4])(const void* const* w, const void* x, std::int64_t n, double* hi_lo);
     // out = base*x + sum_k c_k w_k; indexed by K - 1
@@ -65,6 +67,8 @@ struct HotLoops {
 
 constexpr int n_lanes = 16;       // independent accumulators, the same for every instruction set
 constexpr int chain_steps = 32;   // additions into one lane before it is folded into the next level
+// Products summed in hi + lo in one lane before they go into its cascade; fewer where products themselves are in hi + lo.
+constexpr int exact_twofold_chain = 8, twofold_chain = 6;
 
 // Chosen once, on first use: the best set that is compiled in and that this CPU has, or what STEEPEST_ISA names.
 const HotLoops& hot_loops();

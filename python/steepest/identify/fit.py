@@ -16,6 +16,7 @@ from steepest.identify.fitted import FitStatus, Fitted
 from steepest.identify.identification import BlockFit, Family, Identification
 from steepest.identify.kronecker import fit_kronecker
 from steepest.identify.kronecker_side import fit_kronecker_input, fit_kronecker_output
+from steepest.identify.matrices import fit_block_diagonal, fit_full
 from steepest.identify.scalar import fit_scalar
 from steepest.identify.scores import LEVEL, interval, r2
 from steepest.identify.steps import Steps, steps_of
@@ -29,6 +30,8 @@ _FAMILIES: dict[Family, Callable[..., Fitted]] = {
     "kronecker-output": fit_kronecker_output,
     "kronecker-input": fit_kronecker_input,
     "kronecker": fit_kronecker,
+    "block-diagonal": fit_block_diagonal,
+    "full": fit_full,
 }
 _FEW_BLOCKS = 20  # held-out stretches longer than the correlation, for an interval that covers
 _CHANGE = 0.02  # of R2, beyond the interval: a smaller loss is not called a change of the geometry

@@ -15,7 +15,7 @@ from steepest.metrics.interface import Metric
 
 __all__ = ["BlockFit", "Identification"]
 
-Family = Literal["scalar", "diagonal", "kronecker-output", "kronecker-input", "kronecker"]
+Family = Literal["scalar", "diagonal", "kronecker-output", "kronecker-input", "kronecker", "block-diagonal", "full"]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from steepest.metrics.kronecker import matrix_shape
 __all__ = ["fit_kronecker"]
 
 Array = NDArray[np.float64]
+_NOTHING = 1e-13  # of sum |Y|^2: a residual is not known better
 
 
 class _Alternation:
@@ -52,7 +53,10 @@ class _Alternation:
         other = sums[0].pair() if swapped else sums[0].swapped()
         self.total = squared(other[0])  # sum |Z_t|^2
         better = int(starts[1][1] < starts[0][1])
-        self.sides = [Factor(np.eye(size), start[0].span) for size, start in zip(shape, starts, strict=True)]
+        self.sides = [
+            Factor(np.eye(size), start[0].span, np.ones(start[0].rank))
+            for size, start in zip(shape, starts, strict=True)
+        ]
         self.sides[better] = starts[better][0]
         self.side = 1 - better  # to be fitted next
         self.objectives = [starts[better][1]]
@@ -68,7 +72,7 @@ class _Alternation:
         x, z = (y, g) if self.swapped else (g, y)
         fixed = self.sides[1 - self.side].matrix
         if self.sums is None:
-            self.sums = new_sums(x.shape[self.side])
+            self.sums = new_sums(x.shape[self.side], both=False)
         if self.side == 0:
             self.sums.add(x @ fixed, z)
         else:
@@ -81,18 +85,18 @@ class _Alternation:
         self.objectives.append(objective)
         self.side = 1 - self.side
         self.sums = None
-        both = len(self.objectives) > 2 and self.objectives[-3] - objective <= tolerance * self.total
+        small = tolerance * objective + _NOTHING * self.total
+        both = len(self.objectives) > 2 and self.objectives[-3] - objective <= small
         self.converged = both or not found.matrix.any()
 
     def balanced(self) -> tuple[Factor, Factor]:
         """A and B with |A| = |B|, each on what the steps span."""
         a, b = self.sides
         norms = [math.sqrt(squared(f.matrix @ f.span)) for f in (a, b)]
-        scale = math.sqrt(norms[1] / norms[0]) if min(norms) > 0.0 else 1.0
-        return (
-            Factor(a.matrix * scale, a.span, a.epsilon, a.converged),
-            Factor(b.matrix / scale, b.span, b.epsilon, b.converged),
-        )
+        if not min(norms) > 0.0:  # M = 0, whatever the other factor
+            return a.scaled(0.0), b.scaled(0.0)
+        scale = math.sqrt(norms[1] / norms[0])
+        return a.scaled(scale), b.scaled(1.0 / scale)
 
 
 def geometric_mean(a: Array, c: Array) -> Array:
@@ -175,23 +179,23 @@ class _TwoSided:
     def _array_fit(self, shape: tuple[int, ...], forward: _Alternation, reverse: _Alternation) -> ArrayFit:
         fit, back = forward.balanced(), reverse.balanced()
         symmetric = None
-        if all(f.rank == f.size and f.size and f.eigenvalues()[0] > 0.0 for f in (*fit, *back)):
+        if all(f.rank == f.size and f.zeros == 0 for f in (*fit, *back)):
             # (A kron B) # (P kron Q)^-1 is the product of the means
             a, b = (geometric_mean(f.matrix, inverse(p.matrix)) for f, p in zip(fit, back, strict=True))
             symmetric = (a, b)
         in_sample = [forward.objectives[-1], reverse.objectives[-1], math.nan, forward.total, reverse.total]
         said = ""
         if not forward.converged:
-            change = (forward.objectives[-3] - forward.objectives[-1]) / forward.total
+            change = 1.0 - forward.objectives[-1] / forward.objectives[-3]
             said = (
-                f"stopped after {forward.iterations} iterations, the last of which lowered the residual by "
-                f"{change:.1e} of |y|^2, more than tolerance={self.tolerance:g}: raise max_iterations"
+                f"stopped after {forward.iterations} iterations, the last of which lowered the residual by a share of "
+                f"{change:.1e}, more than tolerance={self.tolerance:g}: raise max_iterations"
             )
         return ArrayFit(shape, fit, back, symmetric, np.array(in_sample), said)
 
 
 def fit_kronecker(
-    steps: Steps, split: int, progress: bool, *, tolerance: float = 1e-9, max_iterations: int = 100
+    steps: Steps, split: int, progress: bool, *, tolerance: float = 1e-6, max_iterations: int = 100
 ) -> Fitted:
     """Fit ``M(W) = A W B`` to each array: ``min over A, B >= 0 of sum_t |Y_t - A G_t B|^2``.
 
@@ -204,7 +208,7 @@ def fit_kronecker(
     progress : bool
         Show a bar.
     tolerance : float
-        Stop when an iteration lowers the residual by less, as a share of sum_t |Y_t|^2.
+        Stop when an iteration lowers the residual by less than this share of it, or than 1e-13 of sum_t |Y_t|^2.
     max_iterations : int
         Each reads the fitted steps twice.
 
@@ -222,7 +226,8 @@ def fit_kronecker(
     Notes
     -----
     Section 11(b) (derived): two SPD Procrustes problems in turn, started from the better of the two one-sided fits;
-    the residual never grows. (c A, B/c) is the same metric.
+    the residual never grows. (c A, B/c) is the same metric. Where a Kronecker product explains the steps, the start
+    leads to it; far from any, there can be other local minima, and the one found need not be the lowest.
     """
     if not (tolerance >= 0.0 and max_iterations >= 1):
         raise ValueError(f"expected tolerance >= 0 and max_iterations >= 1, got {tolerance} and {max_iterations}")

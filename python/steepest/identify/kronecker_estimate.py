@@ -15,7 +15,6 @@ from steepest.metrics.kronecker import KroneckerMetric, matrix_shape
 __all__ = ["ArrayFit", "Factor", "KroneckerEstimate", "squared"]
 
 Array = NDArray[np.float64]
-_EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,18 +24,18 @@ class Factor:
     Attributes
     ----------
     matrix : ndarray, shape (m, m)
-        Symmetric, positive semidefinite up to rounding.
+        Symmetric A; positive semidefinite on the span up to rounding, 0 where it is free.
     span : ndarray, shape (m, k)
-        Orthonormal basis Q of what the steps span: they determine ``matrix @ Q``, nothing else.
-    epsilon : float
-        See `steepest.identify.procrustes.Procrustes`.
+        Orthonormal basis Q of what the steps span: they determine A Q, nothing else.
+    eigenvalues : ndarray, shape (k,)
+        Of Q^T A Q, ascending; exactly 0 where no positive number fits.
     converged : bool
         Whether its solver did.
     """
 
     matrix: Array
     span: Array
-    epsilon: float = 0.0
+    eigenvalues: Array
     converged: bool = True
 
     @property
@@ -49,20 +48,28 @@ class Factor:
         """Dimension of what the steps span."""
         return int(self.span.shape[1])
 
-    def eigenvalues(self) -> Array:
-        """Of Q^T A Q, ascending; 0 where they are not distinguishable from it.
+    @property
+    def zeros(self) -> int:
+        """Directions that moved and that A maps to 0."""
+        return int(np.count_nonzero(self.eigenvalues == 0.0))
+
+    def scaled(self, factor: float) -> Factor:
+        """The matrix times a number.
+
+        Parameters
+        ----------
+        factor : float
+            At least 0.
 
         Returns
         -------
-        ndarray, shape (k,)
-            At least 0.
+        Factor
+            Of the same span.
         """
-        values = np.linalg.eigvalsh(self.span.T @ self.matrix @ self.span)
-        largest = float(np.max(values, initial=0.0))
-        return np.where(values > 16.0 * self.size * _EPS * largest, values, 0.0)
+        return Factor(factor * self.matrix, self.span, factor * self.eigenvalues, self.converged)
 
     def with_floor(self, floor: float) -> Array:
-        """Positive definite, the same on the span where it is positive there.
+        """Positive definite, the same on the span if it is positive there.
 
         Parameters
         ----------
@@ -78,7 +85,8 @@ class Factor:
         q = np.linalg.qr(np.concatenate([self.span, np.eye(self.size)], axis=1))[0] if k < self.size else self.span
         a = q.T @ self.matrix @ q
         values, vectors = np.linalg.eigh(a[:k, :k])
-        inside = (vectors * np.maximum(values, floor)) @ vectors.T
+        values[: self.zeros] = floor
+        inside = (vectors * values) @ vectors.T
         if k == self.size:
             return np.asarray(q @ inside @ q.T)
         coupling = a[k:, :k]
@@ -234,7 +242,7 @@ class KroneckerEstimate:
 
     def _unscaled(self, factor: Factor, i: int) -> Factor:
         exponent = self._exponents(i)[self.fits[i].index(factor)]
-        return Factor(np.ldexp(factor.matrix, exponent), factor.span)
+        return Factor(np.ldexp(factor.matrix, exponent), factor.span, np.ldexp(factor.eigenvalues, exponent))
 
     def _exponents(self, i: int) -> tuple[int, int]:
         a, b = self.fits[i]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from steepest.arrays import Layout
 from steepest.identify.fitted import BlockFacts, FitStatus, Fitted
 from steepest.identify.kronecker_estimate import ArrayFit, Factor, KroneckerEstimate
@@ -82,15 +80,14 @@ def _facts(fit: ArrayFit, steps: int, unit: float) -> BlockFacts:
     """What the steps determine of one array."""
     factors, both = fit.factors, len(fit.factors) == 2
     parameters = sum(f.size * (f.size + 1) // 2 for f in factors) - both
-    eigenvalues = [f.eigenvalues() for f in factors]
-    zeros = sum(int(np.count_nonzero(values == 0.0)) for values in eigenvalues)
-    positive = [values[values > 0.0] for values in eigenvalues]
+    zeros = sum(f.zeros for f in factors)
+    positive = [f.eigenvalues[f.zeros :] for f in factors]
     known = all(values.size for values in positive)
     notes = []
     short = False
     for factor, rows, others in zip(fit.fit, (fit.m, fit.r), (fit.r, fit.m), strict=True):
         if factor is not None:
-            few, said = _conditions(factor, "A" if factor is fit.fit[0] else "B", rows, others, steps)
+            few, said = _conditions(factor, both, "A" if factor is fit.fit[0] else "B", rows, others, steps)
             short = short or few
             notes += said
     if both:
@@ -130,7 +127,7 @@ def _facts(fit: ArrayFit, steps: int, unit: float) -> BlockFacts:
     )
 
 
-def _conditions(factor: Factor, name: str, rows: int, others: int, steps: int) -> tuple[bool, list[str]]:
+def _conditions(factor: Factor, both: bool, name: str, rows: int, others: int, steps: int) -> tuple[bool, list[str]]:
     """Whether there are too few steps for a matrix, and what it rests on, in words."""
     side, total = ("output", "sum_t G_t G_t^T") if name == "A" else ("input", "sum_t G_t^T G_t")
     if rows == 1:
@@ -138,25 +135,20 @@ def _conditions(factor: Factor, name: str, rows: int, others: int, steps: int) -
     notes = []
     short = steps * others < rows
     if factor.rank == rows:
-        notes.append(f"{name} ({rows} x {rows}) is unique: {total} has full rank")
+        given = f", with {'B' if name == 'A' else 'A'} given," * both
+        notes.append(f"{name} ({rows} x {rows}) is unique{given} since {total} has full rank")
     elif factor.rank:
         notes.append(
             f"{total} has rank {factor.rank} of {rows}: the updates determine {name} times the {factor.rank} "
             f"directions that they span, enough to score steps within them; {name} between the other "
-            f"{rows - factor.rank} directions is free"
+            f"{rows - factor.rank} directions is free, and 0 in elements()"
         )
     if short:
         notes.append(f"{steps} steps with {others} columns each cannot span {rows} directions")
-    zeros = int(np.count_nonzero(factor.eigenvalues() == 0.0))
-    if zeros:
+    if factor.zeros:
         notes.append(
-            f"{name} is singular: the best semidefinite fit maps {zeros} of the {factor.rank} directions that moved "
-            "to 0"
-        )
-    if factor.epsilon:
-        notes.append(
-            f"no matrix attains the best fit: {factor.epsilon:.0e} of its largest eigenvalue was added to {name} on "
-            "the span of the updates"
+            f"{name} is singular: the best semidefinite fit maps {factor.zeros} of the {factor.rank} directions that "
+            "moved to 0"
         )
     return short, notes
 

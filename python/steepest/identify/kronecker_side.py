@@ -31,6 +31,8 @@ __all__ = [
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
+_CERTIFIED = 1e-8  # of the residual
+_ITERATIONS = 200
 _QR = 256  # rows up to which an orthogonal factor is kept, exact to rounding; above, sums of products
 
 
@@ -75,24 +77,32 @@ class _GramFactor:
     m : int
         Rows.
 
+    both : bool
+        Whether `swapped` will be asked for.
+
     Notes
     -----
     6 m^2 r operations for a pair, all in matrix products. Directions in which G is below ``sqrt(m eps)`` of its largest
     singular value (5e-7 for m = 1000; the rounding of float32 data is of that size already) are taken as not moved.
     """
 
-    def __init__(self, m: int) -> None:
-        self.gg, self.yg, self.yy = np.zeros((m, m)), np.zeros((m, m)), np.zeros((m, m))
+    def __init__(self, m: int, both: bool) -> None:
+        self.gg, self.yg = np.zeros((m, m)), np.zeros((m, m))
+        self.yy = np.zeros((m, m)) if both else None
+        self.total = 0.0
 
     def add(self, G: Array, Y: Array) -> None:
         self.gg += G @ G.T
         self.yg += Y @ G.T
-        self.yy += Y @ Y.T
+        self.total += squared(Y)
+        if self.yy is not None:
+            self.yy += Y @ Y.T
 
     def pair(self) -> tuple[Array, Array, float]:
-        return _root(self.gg, self.yg, float(np.trace(self.yy)))
+        return _root(self.gg, self.yg, self.total)
 
     def swapped(self) -> tuple[Array, Array, float]:
+        assert self.yy is not None  # both
         return _root(self.yy, self.yg.T, float(np.trace(self.gg)))
 
 
@@ -104,24 +114,26 @@ def _root(gg: Array, yg: Array, yy: float) -> tuple[Array, Array, float]:
     return u * s, b, max(0.0, yy - squared(b))
 
 
-def new_sums(m: int) -> Sums:
+def new_sums(m: int, both: bool = True) -> Sums:
     """For a side with m rows.
 
     Parameters
     ----------
     m : int
         Rows.
+    both : bool
+        Whether `Sums.swapped` will be asked for.
 
     Returns
     -------
     Sums
         Exact to rounding where m allows.
     """
-    return RowFactor(m) if m <= _QR else _GramFactor(m)
+    return RowFactor(m) if m <= _QR else _GramFactor(m, both)
 
 
 def rank_tolerance(m: int, epsilon: float) -> float:
-    """Singular values of the updates below this share of the largest are rounding.
+    """Singular values of the updates below this share of the largest count as 0.
 
     Parameters
     ----------
@@ -133,9 +145,10 @@ def rank_tolerance(m: int, epsilon: float) -> float:
     Returns
     -------
     float
-        Relative.
+        At least 1e-7, a share of 1e-14 of the squares: directions that the updates have left that much sooner than the
+        others, as they do in full batches, are neither determined in practice nor within the solver's reach.
     """
-    return 4.0 * math.sqrt(m) * epsilon
+    return max(1e-7, 4.0 * math.sqrt(m) * epsilon)
 
 
 def solve_side(X: Array, B: Array, rest: float, tolerance: float) -> tuple[Factor, float]:
@@ -151,17 +164,32 @@ def solve_side(X: Array, B: Array, rest: float, tolerance: float) -> tuple[Facto
     Returns
     -------
     factor : Factor
-        Zero where nothing moved.
+        With the span of X; zero outside of it.
     residual : float
         The sum.
+
+    Notes
+    -----
+    Section 11(a) (Gillis and Sharma 2018, paper): with X = U S V^T and Q = U on the span, Q^T A Q is an SPD Procrustes
+    problem of the size of the rank, and the coupling (I - Q Q^T) A Q follows. What is free is left 0: a positive
+    semidefinite completion can be as large as one likes where Q^T A Q is nearly singular, and would only spoil the
+    prediction of steps that leave the span a little.
     """
     u, s, vt = np.linalg.svd(X, full_matrices=False)
     keep = s > tolerance * float(np.max(s, initial=0.0))
-    u, s = u[:, keep], s[keep]
+    q, s = u[:, keep], s[keep]
     if not s.size:
-        return Factor(np.zeros((len(X), len(X))), u), squared(B) + rest
-    found = spd_procrustes(u * s, B @ vt[keep].T)
-    return Factor(found.A, u, found.epsilon, found.converged), squared(found.A @ X - B) + rest
+        return Factor(np.zeros((len(X), len(X))), q, np.zeros(0)), squared(B) + rest
+    z = B @ vt[keep].T
+    inside = q.T @ z
+    found = spd_procrustes(np.diag(s), inside, tolerance=_CERTIFIED, max_iterations=_ITERATIONS)
+    a = np.zeros((len(X), len(X)))
+    if found.eigenvalues.any():
+        a += q @ found.A @ q.T
+    coupling = (z - q @ inside) / s
+    if squared(coupling) > _CERTIFIED**2 * squared(z) / squared(s):  # else rounding, as always at full rank
+        a += coupling @ q.T + q @ coupling.T
+    return Factor(a, q, found.eigenvalues, found.converged), squared(a @ X - B) + rest
 
 
 def symmetric_side(X: Array, Z: Array) -> Array:

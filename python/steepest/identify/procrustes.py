@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from steepest.identify.row_factor import triangle
+
 __all__ = ["Procrustes", "spd_procrustes"]
 
 Array = NDArray[np.float64]
 
 _EPS = float(np.finfo(np.float64).eps)
+_FORCING = 0.01  # relative residual of a Newton step, in the norm of its preconditioner
+_MOST_PRODUCTS = 200  # conjugate gradient steps of one
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,8 @@ class Procrustes:
     ----------
     A : ndarray, shape (n, n)
         Symmetric, positive semidefinite up to rounding. With P the orthogonal projection onto the columns' span of X,
-        the data determine P A P and (I - P) A P; the rest, (I - P) A (I - P), is free above a bound, and is chosen as
-        the bound plus the geometric mean of the positive eigenvalues of P A P.
+        the data determine P A P and (I - P) A P; the rest is free above the bound (I - P) A P (P A P)^+ P A (I - P),
+        and is chosen as the bound plus `free` times I - P.
     rank : int
         Numerical rank of X; A is unique iff it is n.
     epsilon : float
@@ -36,6 +40,13 @@ class Procrustes:
         Eigendecompositions used after the first; 0 where the closed form is the answer.
     residual : float
         ``|A X - B|_F^2``.
+    eigenvalues : ndarray, shape (rank,)
+        Of P A P on the columns' span of X, ascending; exactly 0 where the constraint is active.
+    free : float
+        See `A`: the geometric mean of the positive `eigenvalues`; 0 if there are none.
+    complement : ndarray, shape (n, n - rank)
+        Orthonormal basis of what is orthogonal to the columns of X: adding ``complement @ F @ complement.T`` to A with
+        ``F >= -free`` gives another solution.
     """
 
     A: Array
@@ -44,6 +55,9 @@ class Procrustes:
     converged: bool
     iterations: int
     residual: float
+    eigenvalues: Array
+    free: float
+    complement: Array
 
 
 def spd_procrustes(
@@ -116,22 +130,37 @@ def spd_procrustes(
     (x, ex), (b, eb) = _unit(x), _unit(b)
     outside = 0.0
     if k > 2 * n:
-        r = np.linalg.qr(np.concatenate([x, b]).T, mode="r")
+        r = triangle(np.concatenate([x, b]).T)
         x, b, outside = r[:n, :n].T, r[:n, n:].T, float(np.sum(r[n:, n:] ** 2))
     u, s, vt = np.linalg.svd(x, full_matrices=True)
-    rank = int(np.count_nonzero(s > max(n, k) * _EPS * s[0])) if k and s[0] > 0.0 else 0
+    rank = int(np.count_nonzero(s > 8 * max(n, k) * _EPS * s[0])) if k and s[0] > 0.0 else 0
     if rank == 0:
-        return Procrustes(np.eye(n), 0, 0.0, True, 0, math.ldexp(1.0, 2 * eb) * (float(np.sum(b**2)) + outside))
+        left = float(np.ldexp(float(np.sum(b**2)) + outside, 2 * eb))
+        return Procrustes(np.zeros((n, n)), 0, 0.0, True, 0, left, np.zeros(0), 0.0, np.eye(n))
     s, v = s[:rank], vt[:rank].T
     z = u.T @ (b @ v)
     inside = b - (b @ v) @ v.T  # what no A reaches: the part of B outside of the rows of X
     floor = outside + float(np.sum(inside**2))
-    a11, converged, iterations = _full_rank(z[:rank], s, floor, tolerance, max_iterations)
-    a, added = _completed(a11, z[rank:] / s, epsilon) if rank < n else (a11, 0.0)
+    a11, converged, iterations, zeros = _full_rank(z[:rank], s, floor, tolerance, max_iterations)
+    eigen = np.linalg.eigh(a11)
+    eigenvalues = np.maximum(eigen[0], 0.0)
+    eigenvalues[:zeros] = 0.0
+    positive = eigenvalues[eigenvalues > 0.0]
+    free = math.exp(float(np.mean(np.log(positive)))) if positive.size else 0.0
+    a, added = _completed(a11, z[rank:] / s, (eigenvalues, eigen[1]), free, epsilon) if rank < n else (a11, 0.0)
     a = u @ a @ u.T
     residual = float(np.sum((a @ x - b) ** 2)) + outside
-    scaled = np.ldexp(0.5 * (a + a.T), eb - ex)
-    return Procrustes(scaled, rank, added, converged, iterations, math.ldexp(1.0, eb) * residual * math.ldexp(1.0, eb))
+    return Procrustes(
+        A=np.ldexp(0.5 * (a + a.T), eb - ex),
+        rank=rank,
+        epsilon=added,
+        converged=converged,
+        iterations=iterations,
+        residual=float(np.ldexp(residual, 2 * eb)),
+        eigenvalues=np.ldexp(eigenvalues, eb - ex),
+        free=float(np.ldexp(free, eb - ex)),
+        complement=u[:, rank:],
+    )
 
 
 def _unit(x: Array) -> tuple[Array, int]:
@@ -140,22 +169,28 @@ def _unit(x: Array) -> tuple[Array, int]:
     return np.ldexp(x, -exponent), exponent
 
 
-def _full_rank(z: Array, s: Array, floor: float, tolerance: float, limit: int) -> tuple[Array, bool, int]:
-    """The A >= 0 with the least ``|A diag(s) - z|``; whether it is certified; iterations."""
+def _full_rank(z: Array, s: Array, floor: float, tolerance: float, limit: int) -> tuple[Array, bool, int, int]:
+    """The A >= 0 with the least ``|A diag(s) - z|``; whether it is certified; iterations; eigenvalues that are 0."""
     c = (z * s + (z * s).T) / (s[:, None] ** 2 + s**2)
     root = np.sqrt(s)
     c_scaled = c * root * root[:, None]
     values = np.linalg.eigvalsh(c_scaled)
     if values[0] >= 0.0:
-        return c, True, 0
+        return c, True, 0, int(np.count_nonzero(values <= len(s) * _EPS * values[-1]))
     weights = 0.5 * (s / s[:, None] + s[:, None] / s)
-    w, gap, iterations = _projection(c_scaled, weights, s, tolerance, limit)
-    a = w / (root * root[:, None])
+    point, iterations = _projection(c_scaled, weights, s, tolerance, limit)
+    a = point.a / (root * root[:, None])
     # |A X - B|^2 is twice the objective of the projection, and a constant
     residual = float(np.sum((a * s - z) ** 2)) + floor
     size = float(np.sum(weights * c_scaled**2))
-    converged = 2.0 * gap <= max(tolerance * residual, tolerance**2 * size)
-    return a, converged, iterations
+    converged = 2.0 * point.gap <= max(tolerance * residual, tolerance**2 * size)
+    # A congruence keeps the number of zeros
+    return (
+        a,
+        converged,
+        iterations,
+        int(np.count_nonzero(point.values <= len(s) * _EPS * max(float(point.values[-1]), 0.0))),
+    )
 
 
 class _Point:
@@ -171,8 +206,8 @@ class _Point:
         self.gap = 0.5 * float(np.sum(self.f**2 / weights))
 
 
-def _projection(c: Array, weights: Array, s: Array, tolerance: float, limit: int) -> tuple[Array, float, int]:
-    """The A >= 0 with the least ``sum weights (A - c)^2``, the duality gap, and the number of iterations."""
+def _projection(c: Array, weights: Array, s: Array, tolerance: float, limit: int) -> tuple[_Point, int]:
+    """The A >= 0 with the least ``sum weights (A - c)^2``, with its duality gap, and the number of iterations."""
     target = 0.5 * tolerance**2 * float(np.sum(weights * c**2))
     point = _Point(c, c, weights)
     iterations, burst = 0, 8
@@ -188,7 +223,7 @@ def _projection(c: Array, weights: Array, s: Array, tolerance: float, limit: int
             multiplier = point.a - point.w
             trial = point
             w = point.a - multiplier / rho
-            for _ in range(burst):
+            for _ in range(min(burst, limit - iterations)):
                 values, q = np.linalg.eigh(w)
                 q = q[:, values > 0.0]
                 a = (q * values[values > 0.0]) @ q.T
@@ -199,9 +234,9 @@ def _projection(c: Array, weights: Array, s: Array, tolerance: float, limit: int
             a = (q * np.maximum(values, 0.0)) @ q.T
             trial = _Point(a - rho * (a - w), c, weights)
             iterations += 2
-            burst *= 2
+            burst = min(2 * burst, 64)
         point = trial
-    return point.a, point.gap, iterations
+    return point, iterations
 
 
 def _newton_step(point: _Point, s: Array) -> Array:
@@ -211,7 +246,7 @@ def _newton_step(point: _Point, s: Array) -> Array:
     f = q.T @ point.f @ q
 
     def weigh(x: Array) -> Array:
-        t = s1 @ x @ s2
+        t: Array = s1 @ x @ s2
         return 0.5 * (t + t.T)
 
     positive = values > 0.0
@@ -221,40 +256,41 @@ def _newton_step(point: _Point, s: Array) -> Array:
     odds = np.where(positive[:, None], down / up[:, None], (down / up[:, None]).T)  # 1/omega - 1
     free = positive | positive[:, None]
     d1, d2 = np.diag(s1), np.diag(s2)
-    diagonal = 0.5 * (np.outer(d1, d2) + np.outer(d2, d1)) + odds
-    u, r = np.zeros_like(f), np.where(free, -f, 0.0)
-    z = r / diagonal
-    p, rz = z, float(np.sum(r * z))
-    stop = 1e-2**2 * rz
-    for _ in range(200):
+    mask = free.astype(np.float64)
+    inverse = mask / (0.5 * (np.outer(d1, d2) + np.outer(d2, d1)) + odds)
+    u, r = np.zeros_like(f), -mask * f
+    z = r * inverse
+    p, rz = z.copy(), float(np.vdot(r, z))
+    stop = _FORCING**2 * rz
+    for _ in range(_MOST_PRODUCTS):
         if rz <= stop or rz == 0.0:
             break
-        ap = np.where(free, weigh(p) + odds * p, 0.0)
-        alpha = rz / float(np.sum(p * ap))
-        u = u + alpha * p
-        r = r - alpha * ap
-        z = r / diagonal
-        rz, old = float(np.sum(r * z)), rz
-        p = z + (rz / old) * p
+        ap = weigh(p)
+        ap += odds * p
+        ap *= mask
+        alpha = rz / float(np.vdot(p, ap))
+        u += alpha * p
+        r -= alpha * ap
+        z = r * inverse
+        rz, old = float(np.vdot(r, z)), rz
+        p *= rz / old
+        p += z
     v = np.where(free, u * (1.0 + odds), -f - weigh(u))
     step: Array = q @ v @ q.T
     return step
 
 
-def _completed(a11: Array, a21: Array, epsilon: float) -> tuple[Array, float]:
-    """``[[A11, A21^T], [A21, A22]]`` with the free A22, and the epsilon that was added to A11."""
-    values, q = np.linalg.eigh(a11)
-    largest = float(values[-1])
-    if not largest > 0.0:
-        largest = float(np.max(np.abs(a21), initial=0.0))
-    null = values <= 16.0 * len(values) * _EPS * largest
+def _completed(a11: Array, a21: Array, eigen: tuple[Array, Array], free: float, epsilon: float) -> tuple[Array, float]:
+    """``[[A11, A21^T], [A21, bound + free I]]``, and the share of its largest eigenvalue that was added to A11."""
+    values, q = eigen
+    largest = float(values[-1]) or float(np.max(np.abs(a21)))
+    null = values == 0.0
     rotated = a21 @ q
     added = 0.0
     if float(np.sum(rotated[:, null] ** 2)) > _EPS * float(np.sum(rotated**2)):
         added = epsilon
         a11 = a11 + epsilon * largest * np.eye(len(values))
-        values, null = np.maximum(values, 0.0) + epsilon * largest, np.zeros_like(null)
-    kept, shares = rotated[:, ~null], values[~null]
-    middle = math.exp(float(np.mean(np.log(shares)))) if shares.size else 1.0
-    a22 = (kept / shares) @ kept.T + middle * np.eye(len(a21))
+        values, null = values + epsilon * largest, np.zeros_like(null)
+    kept = rotated[:, ~null]
+    a22 = (kept / values[~null]) @ kept.T + free * np.eye(len(a21))
     return np.block([[a11, a21.T], [a21, a22]]), added

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["RowFactor"]
+__all__ = ["RowFactor", "triangle"]
 
 Array = NDArray[np.float64]
 
@@ -93,12 +93,12 @@ class RowFactor:
             The part of ``|P Y - G|_F^2`` that no P changes.
         """
         r = self._reduce()
-        return self._split(np.linalg.qr(np.concatenate([r[:, self.m :], r[:, : self.m]], axis=1), mode="r"))
+        return self._split(triangle(np.concatenate([r[:, self.m :], r[:, : self.m]], axis=1)))
 
     def _reduce(self) -> Array:
         """All rows as one triangle of at most 2 m rows."""
         if self._waiting or not self._rows:
-            self._rows = [np.linalg.qr(np.concatenate([np.zeros((0, 2 * self.m)), *self._rows]), mode="r")]
+            self._rows = [triangle(np.concatenate([np.zeros((0, 2 * self.m)), *self._rows]))]
             self._waiting = 0
         return self._rows[0]
 
@@ -107,3 +107,19 @@ class RowFactor:
         full = np.zeros((2 * m, 2 * m))
         full[: len(r)] = r
         return full[:m, :m].T.copy(), full[:m, m:].T.copy(), float(np.sum(full[m:, m:] ** 2))
+
+
+def triangle(rows: Array) -> Array:
+    """R factor of the QR decomposition.
+
+    Parameters
+    ----------
+    rows : ndarray, shape (k, n)
+        Any k.
+
+    Returns
+    -------
+    ndarray, shape (min(k, n), n)
+        Upper triangular; ``R^T R = rows^T rows``.
+    """
+    return np.asarray(np.linalg.qr(rows, mode="r"), dtype=np.float64)
