@@ -153,6 +153,19 @@ def test_rules_are_found_in_their_own_geometry(result):
     assert (score(result, "planted Kronecker", "kronecker") > 0.98).all()
 
 
+def test_the_simplest_structure_that_is_not_beaten(result):
+    expected = {
+        "gradient descent": "scalar",
+        "RMSProp": "diagonal",
+        "Adam": "diagonal",
+        "K-FAC (input factor)": "kronecker-input",
+        "feedback alignment": "kronecker-output",
+    }
+    for rule, own in expected.items():
+        for family in geometry.FAMILIES:
+            assert (result.cell(rule, family).chosen == (family == own)).all(), (rule, family)
+
+
 def test_mini_batches_hide_the_geometry_but_from_the_gradient_consumed(result):
     assert score(result, "gradient descent", "scalar", 128, "consumed") == pytest.approx(1.0, abs=1e-9)
     assert (score(result, "K-FAC (input factor)", "kronecker-input", 128, "consumed") > 0.999).all()
@@ -202,6 +215,13 @@ def test_momentum_over_a_window(result):
     assert (found.full > 0.9).all()
     assert (np.diff(found.small, axis=1) > 0.0).all()
     np.testing.assert_allclose(found.small[:, 0], found.white_noise[0], atol=0.1)
+
+
+def test_updates_of_momentum_sum_to_the_gradients_but_for_the_ends(data):
+    course = train(data, "momentum", batch=32, n_hidden=4, first=0, n_steps=40, seed=0)
+    m, b = -course.update / RATE["momentum"], MOMENTUM
+    expected = (course.consumed[10:30].sum(axis=0) + b * (m[9] - m[29])) / (1.0 - b)
+    np.testing.assert_allclose(m[10:30].sum(axis=0), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_white_noise_score_by_simulation():

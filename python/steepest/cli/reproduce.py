@@ -229,7 +229,9 @@ def _geometry_rows(result: RuleGeometry) -> list[tuple[str, ...]]:
     for batch, against, _ in maps(result):
         median, lowest, highest, ceiling = scores(result, batch, against)
         for i, rule in enumerate(SHOWN):
-            cells = [f"{m:.2f} ({a:.2f} to {b:.2f})" for m, a, b in zip(median[i], lowest[i], highest[i], strict=True)]
+            # + 0.0: no minus before a zero
+            rounded = (np.round(x[i], 2) + 0.0 for x in (median, lowest, highest))
+            cells = [f"{m:.2f} ({a:.2f} to {b:.2f})" for m, a, b in zip(*rounded, strict=True)]
             limit = "" if math.isnan(ceiling[i]) else f"{ceiling[i]:.2f}"
             rows.append((rule, "all" if batch is None else str(batch), against, *cells, limit))
     return rows

@@ -30,7 +30,7 @@ from steepest.experiments.geometry_checks import (
 )
 from steepest.experiments.geometry_runs import RULES, Rule, RuleRun, images, plant, train
 from steepest.experiments.output import write_csv, write_npz
-from steepest.identify import BlockFit, Identification, identify
+from steepest.identify import BlockFit, Identification, compare, identify
 
 __all__ = ["FAMILIES", "OWN", "Cell", "RuleGeometry", "run", "write"]
 
@@ -75,6 +75,8 @@ class Cell:
         What the noise of the consumed gradient allows; NaN where there is none.
     status : ndarray of str, shape (seeds,)
         Of the fit.
+    chosen : ndarray of bool, shape (seeds,)
+        Whether `steepest.identify.compare` calls it the simplest of the four structures that no richer one beats.
     """
 
     rule: str
@@ -90,6 +92,7 @@ class Cell:
     ceiling_low: Array
     ceiling_high: Array
     status: NDArray[np.str_]
+    chosen: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -237,7 +240,7 @@ def run(
     data = images(digits)
     seeds = tuple(range(seed, seed + n_seeds))
     batches: tuple[int | None, ...] = (None, large, _SMALL)
-    cells: dict[tuple[Any, ...], list[BlockFit]] = {}
+    cells: dict[tuple[Any, ...], list[tuple[BlockFit, bool]]] = {}
     roots: dict[tuple[Any, ...], list[tuple[float, float, Array, Array]]] = {}
     planted: dict[int | None, list[tuple[float, float, int, int]]] = {batch: [] for batch in batches}
     steps: dict[Rule, tuple[Array, Array]] = {}
@@ -257,9 +260,14 @@ def run(
                 if batch is None and s == seeds[0]:
                     steps[rule] = (course.grad[fitted].copy(), course.update[fitted].copy())
                 for against in _gradients(batch):
-                    for family in _families(rule, batch, against, large):
-                        found = _identified(course, family, against, share)
-                        cells.setdefault((rule, batch, against, family), []).append(found.fits[0])
+                    identified = {
+                        family: _identified(course, family, against, share)
+                        for family in _families(rule, batch, against, large)
+                    }
+                    best = _simplest(identified)
+                    for family, found in identified.items():
+                        fit = (found.fits[0], family == best)
+                        cells.setdefault((rule, batch, against, family), []).append(fit)
                         if family == "diagonal" and course.root is not None and rule in _ADAPTIVE:
                             check = against_root(found, course.root[:fitted])
                             roots.setdefault((rule, batch, against), []).append(check)
@@ -329,8 +337,17 @@ def _identified(course: RuleRun, family: Any, against: Against, share: float) ->
     return identify(recording, family, holdout=share, replicate=course.consumed if noisy else None, rng=0, **options)
 
 
-def _cell(key: tuple[Any, ...], fits: Sequence[BlockFit]) -> Cell:
+def _simplest(identified: dict[str, Identification]) -> str | None:
+    """Which of the four structures the data call for, None if none predicts anything or not all were tried."""
+    if not set(FAMILIES) <= identified.keys():
+        return None
+    table = compare([identified[family] for family in FAMILIES], rng=0)
+    return next((str(row["family"]) for row in table if row["chosen"]), None)
+
+
+def _cell(key: tuple[Any, ...], found: Sequence[tuple[BlockFit, bool]]) -> Cell:
     rule, batch, against, family = key
+    fits = [fit for fit, _ in found]
 
     def column(get: Callable[[BlockFit], float]) -> Array:
         return np.array([get(fit) for fit in fits], dtype=np.float64)
@@ -349,6 +366,7 @@ def _cell(key: tuple[Any, ...], fits: Sequence[BlockFit]) -> Cell:
         ceiling_low=column(lambda fit: fit.ceiling.low),
         ceiling_high=column(lambda fit: fit.ceiling.high),
         status=np.array([fit.status for fit in fits]),
+        chosen=np.array([chosen for _, chosen in found]),
     )
 
 
@@ -365,7 +383,17 @@ def write(result: RuleGeometry, folder: Path) -> list[Path]:
                 "parameters": cell.parameters,
                 "seed": seed,
             }
-            names = ("r2", "r2_low", "r2_high", "r2_reverse", "ceiling", "ceiling_low", "ceiling_high", "status")
+            names = (
+                "r2",
+                "r2_low",
+                "r2_high",
+                "r2_reverse",
+                "ceiling",
+                "ceiling_low",
+                "ceiling_high",
+                "status",
+                "chosen",
+            )
             row |= {name: getattr(cell, name)[i] for name in names}
             for name, value in row.items():
                 columns.setdefault(name, []).append(value.item() if isinstance(value, np.generic) else value)

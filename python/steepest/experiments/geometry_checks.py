@@ -225,6 +225,12 @@ def momentum_windows(data: Images, seeds: Sequence[int], *, n_hidden: int, n_ste
     -------
     Momentum
         Windows overlap, but no fitted one shares a step with one held out.
+
+    Notes
+    -----
+    ``m_t = b m_(t-1) + grad_t`` sums to ``sum m = (sum grad + b (m_before - m_last))/(1 - b)``: over a window the
+    update is a multiple of the mean gradient but for what its two ends carry over, which does not grow with w
+    (derived).
     """
     scores = []
     for batch in (None, _SMALL):

@@ -113,7 +113,8 @@ def caption(result: RuleGeometry) -> str:
         f"{result.first}, and predicts the gradients of the next {result.held_out} steps from the updates. In the "
         f"cells: held-out R2, median of {n} seeds, and below it the lowest and highest seed, a "
         f"{100 * (1 - 2.0 ** (1 - n)):.0f}% interval for the median. The fit sees gradient and update only, never the "
-        "rule; a frame marks the structure that the rule has by construction (the scalar is a special case of all). "
+        "rule; a frame marks the structure that the rule has by construction (the scalar is a special case of all), a "
+        "dot the simplest one that no richer one beats, in most seeds. "
         f"At batch {small} the gradient to be predicted is the one that the rule consumed, or that of all images, "
         "which the noise of the mini-batch hides: the ceiling is the score of a rule whose only fault is that noise. "
         "It bounds no fit that filters noise (input side, diagonal), and no rule that averages over steps (Adam). "
@@ -157,7 +158,7 @@ def figure(result: RuleGeometry) -> Figure:
         panels = [fig.add_subplot(grid[:, column]) for column in (1, 2, 3)]
         image: Any = None
         for panel, (batch, against, title) in zip(panels, maps(result), strict=True):
-            image = _heat_map(panel, *scores(result, batch, against))
+            image = _heat_map(panel, *scores(result, batch, against), _chosen(result, batch, against))
             panel.set_title(title)
             panel.set_yticks([])
         bar = fig.colorbar(image, ax=panels, shrink=0.5, aspect=24, pad=0.012, extend="min")
@@ -165,6 +166,14 @@ def figure(result: RuleGeometry) -> Figure:
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
     return fig
+
+
+def _chosen(result: RuleGeometry, batch: int | None, against: str) -> Array:
+    """Whether most seeds call for the structure: shape (6, 4)."""
+    return np.array(
+        [[result.cell(rule, family, batch, against).chosen.mean() > 0.5 for family in FAMILIES] for rule in SHOWN],
+        dtype=np.float64,
+    )
 
 
 def _draw_step(result: RuleGeometry, rule: Any, ax: Axes) -> None:
@@ -200,11 +209,10 @@ def _text(x: float) -> str:
     """Two decimals, with a minus sign as it should be."""
     if x < -9.5:
         return f"−{abs(x):.0f}" if x > -999.5 else "< −999"
-    text = f"{x:.2f}"
-    return text.replace("-0.00", "0.00").replace("-", "−")
+    return f"{round(x, 2) + 0.0:.2f}".replace("-", "−")  # no minus before a zero
 
 
-def _heat_map(ax: Axes, median: Array, lowest: Array, highest: Array, ceiling: Array) -> Any:
+def _heat_map(ax: Axes, median: Array, lowest: Array, highest: Array, ceiling: Array, chosen: Array) -> Any:
     from matplotlib.patches import Rectangle
 
     from steepest.plot.style import VERMILION
@@ -219,10 +227,10 @@ def _heat_map(ax: Axes, median: Array, lowest: Array, highest: Array, ceiling: A
             ax.text(j, i - 0.1, _text(median[i, j]), ha="center", va="center", color=colour, fontsize=10,
                     fontweight="bold")  # fmt: skip
             ends = [_text(x[i, j]).replace("0.", ".") for x in (lowest, highest)]
-            text = _text(lowest[i, j]) if ends[0] == ends[1] else " … ".join(ends)
-            if len(text) > 9:  # two minus signs
-                text = text.replace(" ", "")
-            ax.text(j, i + 0.24, text, ha="center", va="center", color=colour, fontsize=6.5)
+            text = _text(lowest[i, j]) if ends[0] == ends[1] else " to ".join(ends)
+            ax.text(j, i + 0.24, text, ha="center", va="center", color=colour, fontsize=6.2)
+            if chosen[i, j]:
+                ax.plot(j + 0.34, i - 0.36, "o", color=colour, markersize=4.5)
             if OWN[SHOWN[i]] == FAMILIES[j] and SHOWN[i] != "feedback redrawn":  # type: ignore[index]
                 ax.add_patch(
                     Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, fill=False, edgecolor=VERMILION, linewidth=2.0)
@@ -268,9 +276,10 @@ def checks_caption(result: RuleGeometry) -> str:
         f"Checks on the same runs ({result.dataset}, {len(result.seeds)} seeds). a: each rule in the structure that it "
         f"has by construction, at full batch, batch {large} and batch {small}, against the gradient consumed, that of "
         "all images, and that of an independent mini-batch; a bar is the noise ceiling of the latter two; scores below "
-        "-0.1 are written. b: momentum 0.9, sum of w updates against the mean of the w gradients consumed; the line "
-        "is what gradients without memory would give. c, d: diagonals recovered from gradients and updates at full "
-        "batch against the optimiser's own sqrt(v) + eps, both over their geometric mean. e: feedback alignment in "
+        "-0.1 are written. b: momentum 0.9, sum of w updates against the mean of the w gradients consumed, of which it "
+        "is a multiple but for what the two ends of the window carry over; the line is what gradients without memory "
+        "would give. c, d: diagonals recovered from gradients and updates at full batch against the optimiser's own "
+        "sqrt(v) + eps, both over their geometric mean. e: feedback alignment in "
         f"windows of {result.fitted} + {result.held_out} steps: an output-side metric exists iff W2 B is symmetric "
         "positive definite. Planted Kronecker factors: cosine of recovered and planted output and input factor, least "
         f"of {len(result.planted[0].output_cosine)} seeds, {cosines}."
