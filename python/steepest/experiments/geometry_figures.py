@@ -143,7 +143,7 @@ def figure(result: RuleGeometry) -> Figure:
     from steepest.plot.style import STYLE, VERMILION, import_matplotlib
 
     with import_matplotlib().rc_context(STYLE | {"axes.titlesize": 9}):
-        fig = new_figure(10.4, 5.2)
+        fig = new_figure(10.4, 5.4)
         grid = fig.add_gridspec(len(SHOWN), 4, width_ratios=(1.75, 4.0, 4.0, 4.75))
         for row, (rule, name) in enumerate(zip(SHOWN, _ROW_NAMES, strict=True)):
             panel = fig.add_subplot(grid[row, 0])
@@ -163,6 +163,10 @@ def figure(result: RuleGeometry) -> Figure:
             panel.set_yticks([])
         bar = fig.colorbar(image, ax=panels, shrink=0.5, aspect=24, pad=0.012, extend="min")
         bar.set_label(r"held-out $R^2$")
+        fig.supxlabel(
+            "Frame: the structure of the rule by construction.   Dot: the simplest structure that no richer one beats, "
+            "from gradients and updates alone.", fontsize=8,
+        )  # fmt: skip
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
     return fig
