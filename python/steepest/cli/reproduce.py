@@ -14,11 +14,13 @@ from steepest.cli.output import CommandError, Table, message, print_json, print_
 
 if TYPE_CHECKING:
     from steepest.experiments.feedback_alignment import FeedbackAlignment
+    from steepest.experiments.geometry import RuleGeometry
     from steepest.experiments.lti import LTI
 
 __all__ = ["add", "reproduce"]
 
-_EXPERIMENTS = ("lti", "feedback-alignment")
+_EXPERIMENTS = ("lti", "feedback-alignment", "geometry")
+_DEFAULT = _EXPERIMENTS[:2]
 _LARGE_SYSTEM = 100  # states of the second linear system, which enters the table only
 
 
@@ -33,9 +35,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "reproduce",
         help="run the experiments; write tables, numbers and figures",
-        description="Run the linear dynamics and the feedback alignment experiment: tables on standard "
-        "output, numbers (npz, csv) and figures (png, pdf) in a folder.",
+        description="Run the linear dynamics and the feedback alignment experiment, or the one that is named: "
+        "tables on standard output, numbers (npz, csv) and figures (png, pdf) in a folder. geometry, which constant "
+        "metric explains each of eight rules, takes a minute and runs only where it is named.",
     )
+    parser.add_argument("experiment", nargs="?", choices=_EXPERIMENTS, help="run one experiment")
     parser.add_argument(
         "--out", type=Path, default=Path("results"), help="folder for the results (default: %(default)s)"
     )
@@ -43,9 +47,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--data", type=Path, metavar="DIR", help="folder with the four MNIST IDX files, plain or .gz "
         "(default: the 8x8 digits that come with scikit-learn)",
     )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="a tenth of the training steps")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the training steps, or of geometry one seed")
     parser.add_argument("--seed", type=_seed, default=0, help="of every random draw (default: %(default)s)")
-    parser.add_argument("--only", choices=_EXPERIMENTS, help="run one experiment")
+    parser.add_argument("--only", choices=_EXPERIMENTS, help="the same as naming it")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of tables")
     parser.set_defaults(run=reproduce, usage_error=parser.error)
 
@@ -71,12 +75,16 @@ def reproduce(arguments: argparse.Namespace) -> None:
         A dependency is missing.
     """
     out, data, quick, seed, only = (getattr(arguments, name) for name in ("out", "data", "quick", "seed", "only"))
+    if arguments.experiment is not None:
+        if only not in (None, arguments.experiment):
+            arguments.usage_error(f"expected one experiment, got {arguments.experiment} and --only {only}")
+        only = arguments.experiment
     if data is not None and only == "lti":
-        arguments.usage_error("--data is for feedback alignment, which --only lti leaves out")
-    chosen = _EXPERIMENTS if only is None else (only,)
+        arguments.usage_error("--data is for feedback alignment and geometry, which --only lti leaves out")
+    chosen = _DEFAULT if only is None else (only,)
     # Before anything runs: what is missing should not show after minutes of work.
     needed = ["matplotlib"]
-    if "feedback-alignment" in chosen and data is None:
+    if chosen != ("lti",) and data is None:
         needed.append("sklearn")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
@@ -89,6 +97,9 @@ def reproduce(arguments: argparse.Namespace) -> None:
         written += paths
     if "feedback-alignment" in chosen:
         paths, tables["feedback_alignment"] = _run_feedback_alignment(out, data, seed, quick)
+        written += paths
+    if "geometry" in chosen:
+        paths, tables["geometry"] = _run_geometry(out, data, seed, quick)
         written += paths
     if arguments.json:
         found = {name: {"title": table.title, "rows": table.to_dicts()} for name, table in tables.items()}
@@ -189,6 +200,41 @@ def _feedback_alignment_rows(result: FeedbackAlignment) -> list[tuple[str, ...]]
         )
         for training in result.trainings
     ]
+
+
+def _run_geometry(out: Path, data: Path | None, seed: int, quick: bool) -> tuple[list[Path], Table]:
+    from steepest.experiments import geometry, geometry_figures
+    from steepest.experiments.digits import load_digits, load_mnist
+    from steepest.experiments.output import write_figure
+
+    digits = load_digits(rng=np.random.default_rng(seed)) if data is None else load_mnist(data)
+    result = geometry.run(digits, seed=seed, n_seeds=1 if quick else 6, progress=_Bar())
+    written = geometry.write(result, out)
+    written += write_figure(geometry_figures.figure(result), out / "geometry_rules")
+    written += write_figure(geometry_figures.checks_figure(result), out / "geometry_checks")
+
+    return written, Table(
+        f"Which geometry is the rule using? Held-out R2 of one constant metric, {result.n_inputs}-{result.n_hidden}-10 "
+        f"linear network on {result.dataset}, median (lowest to highest) of {len(result.seeds)} seeds",
+        ("rule", "batch", "gradient", *geometry.FAMILIES, "ceiling"),
+        _geometry_rows(result),
+        f"{geometry_figures.caption(result)}\n{geometry_figures.checks_caption(result)}",
+    )
+
+
+def _geometry_rows(result: RuleGeometry) -> list[tuple[str, ...]]:
+    from steepest.experiments.geometry_figures import SHOWN, maps, scores
+
+    rows = []
+    for batch, against, _ in maps(result):
+        median, lowest, highest, ceiling = scores(result, batch, against)
+        for i, rule in enumerate(SHOWN):
+            # + 0.0: no minus before a zero
+            rounded = (np.round(x[i], 2) + 0.0 for x in (median, lowest, highest))
+            cells = [f"{m:.2f} ({a:.2f} to {b:.2f})" for m, a, b in zip(*rounded, strict=True)]
+            limit = "" if math.isnan(ceiling[i]) else f"{ceiling[i]:.2f}"
+            rows.append((rule, "all" if batch is None else str(batch), against, *cells, limit))
+    return rows
 
 
 class _Bar:
