@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from steepest.identify import identify
+from steepest.identify import compare, identify
 from steepest.identify.ceiling import ceiling_of
 from steepest.identify.scores import block_length
 
@@ -21,6 +21,10 @@ def slow(rng, rho, T, n):
 
 def products(y, r):
     return np.stack([(y * y).sum(axis=1), (y * r).sum(axis=1), (r * r).sum(axis=1)], axis=1)
+
+
+def both(residual, norm):
+    return {"gradient": (residual, norm), "update": (residual, norm)}
 
 
 # Its value ------------------------------------------------------------------------------------------------------------
@@ -80,6 +84,23 @@ def test_a_wrong_family_stays_below_the_ceiling():
     assert scalar.ceiling.value == diagonal.ceiling.value
 
 
+def test_a_family_that_filters_noise_does_not_pass_for_the_geometry():
+    """Gradient descent by noisy gradients: shrinking the noisy inputs predicts the clean gradient better."""
+    rng = np.random.default_rng(8)
+    inputs = np.array([3.0, 1.0, 0.3, 0.3, 0.3])
+    clean = rng.normal(size=(2000, 4, 5)) * inputs
+    consumed, replicate = (-clean + 1.5 * rng.normal(size=clean.shape) for _ in range(2))
+    options = {"grad": -clean, "update": 0.1 * -consumed, "replicate": replicate, "rng": 0}
+    scalar, side = (identify(family=family, **options) for family in ("scalar", "kronecker-input"))
+    a, b = scalar["(all)"], side["(all)"]
+    assert b.r2_low > a.r2_high
+    assert a.ceiling.predicts == b.ceiling.predicts == "update"
+    assert a.score == (a.r2_reverse, a.r2_reverse_low, a.r2_reverse_high)
+    for fit in (a, b):
+        assert fit.ceiling.relative == pytest.approx(1.0, abs=0.06)
+    assert [row["family"] for row in compare([scalar, side], rng=0) if row["chosen"]] == ["scalar"]
+
+
 @pytest.mark.parametrize("noise", [30.0, 100.0])
 def test_no_verdict_where_the_noise_swamps_the_signal(noise):
     rng = np.random.default_rng(3)
@@ -96,7 +117,7 @@ def test_noise_is_seldom_taken_for_a_ceiling():
     above = 0
     for _ in range(200):
         y, r = rng.normal(size=(2, 60, 5))
-        above += ceiling_of(products(y, r), np.ones(60), (y * y).sum(axis=1), rng).low > 0.0
+        above += ceiling_of(products(y, r), both(np.ones(60), (y * y).sum(axis=1)), rng).low > 0.0
     assert above <= 12  # 2.5% of 200, Binomial: more than 12 with a probability of .2%
 
 
@@ -114,7 +135,7 @@ def test_the_interval_of_the_ceiling_covers(rho, T, of_y, of_r):
         signal = slow(rng, rho, T, 6)
         y, r = (signal + size * rng.normal(size=signal.shape) for size in (of_y, of_r))
         found = products(y, r)
-        ceiling = ceiling_of(found, np.ones(T), found[:, 0], rng)
+        ceiling = ceiling_of(found, both(np.ones(T), found[:, 0]), rng)
         covered += ceiling.low <= truth <= ceiling.high
         blocks.append(T / block_length(found[:, 1]).steps)
     assert np.median(blocks) >= 20
@@ -230,4 +251,4 @@ def test_missing_and_zero_replicates():
         fit = identify(grad=grad, update=-grad, family="scalar", replicate=replicate, rng=0)["(all)"]
         assert np.isnan(fit.ceiling.value)
         assert "explains 1.000" in fit.verdict
-    assert np.isnan(ceiling_of(np.zeros((0, 3)), np.zeros(0), np.zeros(0), rng).value)
+    assert np.isnan(ceiling_of(np.zeros((0, 3)), both(np.zeros(0), np.zeros(0)), rng).value)

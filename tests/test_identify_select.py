@@ -87,7 +87,8 @@ def test_select_is_compare_on_each_run(selection):
 def test_a_family_without_a_fit_neither_beats_nor_hides_another():
     grad, update = (x.reshape(120, -1) for x in runs_of_known_geometry()["scaled"])
     scalar, diagonal = (identify(grad=grad, update=update, family=family, rng=0) for family in ("scalar", "diagonal"))
-    nothing = dataclasses.replace(diagonal, family="full", _residual=np.full_like(diagonal._residual, np.nan))
+    missing = {name: (np.full_like(a, np.nan), b) for name, (a, b) in diagonal._residuals.items()}
+    nothing = dataclasses.replace(diagonal, family="full", _residuals=missing)
     fits = tuple(dataclasses.replace(fit, r2=math.nan, r2_low=math.nan, parameters=2) for fit in nothing.fits)
     nothing = dataclasses.replace(nothing, fits=fits)
     table = compare([scalar, nothing, diagonal], rng=0)
@@ -258,7 +259,14 @@ def test_heat_map(selection):
 
 
 def test_heat_map_of_what_is_missing():
-    row = {"run": "a", "block": "(all)", "family": "scalar", "r2": -123.0, "r2_low": math.nan, "r2_high": math.nan}
+    row = {
+        "run": "a",
+        "block": "(all)",
+        "family": "scalar",
+        "score": -123.0,
+        "score_low": math.nan,
+        "score_high": math.nan,
+    }
     row |= {"ceiling": 0.3, "ceiling_low": 0.2, "ceiling_high": 0.4, "chosen": False}
     ax = plot.geometries(Selection([row], ("a", "b"), ("scalar",), ()))
     assert [text.get_text() for text in ax.texts] == ["-1e2", "ceiling 0.30", "-"]

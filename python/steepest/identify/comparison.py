@@ -31,8 +31,10 @@ def compare(
     Returns
     -------
     list of dict
-        block, family, parameters, status, r2, r2_low, r2_high, r2_in_sample, r2_reverse, r2_symmetric; ceiling,
-        ceiling_low, ceiling_high, relative, relative_low, relative_high (see `Ceiling`); `gain_low`, `gain_high`: 95%
+        block, family, parameters, status; predicts: the gradient, or the update where replicates say that it has more
+        noise (see `Ceiling`); score, score_low, score_high: held-out R2 of that; r2, r2_low, r2_high, r2_in_sample,
+        r2_reverse, r2_symmetric; ceiling, ceiling_low, ceiling_high, relative, relative_low, relative_high;
+        `gain_low`, `gain_high`: 95%
         interval of how much the best richer family adds, resampling the same steps of both (NaN for the richest);
         `chosen`: whether this is the simplest family that no richer one beats by more than the margin, if its interval
         is above 0; verdict.
@@ -55,6 +57,7 @@ def compare(
     generator = np.random.default_rng(rng)
     table = []
     for k, block in enumerate(first.blocks):
+        predicts = first.fits[k].ceiling.predicts
         ordered = sorted(identifications, key=lambda one: one.fits[k].parameters)
         chosen = False
         for i, one in enumerate(ordered):
@@ -62,11 +65,12 @@ def compare(
             gains = []
             for richer in ordered[i + 1 :]:
                 # 1 - R2 of the difference of residuals is the difference of the scores.
-                a, b, _ = interval(one._residual[:, k] - richer._residual[:, k], one._norm[:, k], generator)
+                (residual, norm), (other_residual, _) = (x._residuals[predicts] for x in (one, richer))
+                a, b, _ = interval(residual[:, k] - other_residual[:, k], norm[:, k], generator)
                 if not math.isnan(a):  # else the richer family has no fit, or there are too few steps
                     gains.append((1.0 - b, 1.0 - a))
             low, high = max(gains, default=(math.nan, math.nan))
-            chosen_here = not chosen and fit.r2_low > 0.0 and not low > margin
+            chosen_here = not chosen and fit.score[1] > 0.0 and not low > margin
             chosen = chosen or chosen_here
             table.append(
                 {
@@ -74,6 +78,8 @@ def compare(
                     "family": one.family,
                     "parameters": fit.parameters,
                     "status": fit.status,
+                    "predicts": predicts,
+                    **dict(zip(("score", "score_low", "score_high"), fit.score, strict=True)),
                     "r2": fit.r2,
                     "r2_low": fit.r2_low,
                     "r2_high": fit.r2_high,

@@ -8,6 +8,7 @@ from inspect import signature
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from steepest.arrays import ArrayOrMapping
 from steepest.identify.ceiling import Ceiling, ceiling_of, replicate_products
@@ -147,8 +148,11 @@ def identify(
     generator = np.random.default_rng(rng)
     places = tuple(run.blocks.index(name) for name in wanted)
     fits = tuple(_block_fit(run, fitted, place, replicates, generator) for place in places)
-    residual, norm = fitted.held_out[:, places, 0], fitted.held_out[:, places, 3]
-    total = np.maximum(norm.sum(axis=0), np.finfo(float).tiny)
+
+    def shares(residual: int, norm: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        of_all = np.maximum(fitted.held_out[:, places, norm].sum(axis=0), np.finfo(float).tiny)
+        return fitted.held_out[:, places, residual] / of_all, fitted.held_out[:, places, norm] / of_all
+
     return Identification(
         family=family,
         fits=fits,
@@ -157,8 +161,7 @@ def identify(
         gradient_source=run.gradient_source,
         _estimate=fitted.estimate,
         _places=places,
-        _residual=residual / total,
-        _norm=norm / total,
+        _residuals={"gradient": shares(0, 3), "update": shares(1, 4)},
     )
 
 
@@ -176,8 +179,12 @@ def _block_fit(run: Steps, fitted: Fitted, place: int, replicates: Any, rng: np.
     sample, facts, size = fitted.in_sample[place], fitted.facts[place], run.sizes[place]
     low, high, length = interval(of_y, yy, rng)
     reverse_low, reverse_high, _ = interval(of_g, gg, rng)
-    score, in_sample = r2(of_y, yy), r2(sample[0], sample[3])
-    ceiling = Ceiling() if replicates is None else ceiling_of(replicates[:, place], of_y, yy, rng)
+    score, reverse, in_sample = r2(of_y, yy), r2(of_g, gg), r2(sample[0], sample[3])
+    ceiling = (
+        Ceiling()
+        if replicates is None
+        else ceiling_of(replicates[:, place], {"gradient": (of_y, yy), "update": (of_g, gg)}, rng)
+    )
     held_out = len(fitted.numbers)
     status: FitStatus = facts.status if held_out else "too_few_steps"
     # Steps that depend on each other are fewer than they look: as many as there are blocks of correlated ones.
@@ -224,7 +231,7 @@ def _block_fit(run: Steps, fitted: Fitted, place: int, replicates: Any, rng: np.
         r2_low=low,
         r2_high=high,
         r2_in_sample=in_sample,
-        r2_reverse=r2(of_g, gg),
+        r2_reverse=reverse,
         r2_reverse_low=reverse_low,
         r2_reverse_high=reverse_high,
         r2_reverse_in_sample=r2(sample[1], sample[4]),
@@ -234,7 +241,7 @@ def _block_fit(run: Steps, fitted: Fitted, place: int, replicates: Any, rng: np.
         determined=facts.determined / facts.dimension,
         not_positive=facts.not_positive,
         ceiling=ceiling,
-        verdict=_verdict(score, low, ceiling),
+        verdict=_verdict((reverse, reverse_low) if ceiling.predicts == "update" else (score, low), ceiling, held_out),
         notes=tuple(notes),
     )
 
@@ -246,19 +253,23 @@ def _expected(in_sample: float, parameters: int, numbers: float) -> float:
     return 1.0 - (1.0 - in_sample) * (numbers + parameters) / (numbers - parameters)
 
 
-def _verdict(score: float, low: float, ceiling: Ceiling) -> str:
-    if math.isnan(low):
-        return "no verdict: too few held-out steps"
+def _verdict(score_and_low: tuple[float, float], ceiling: Ceiling, held_out: int) -> str:
+    (score, low), predicted = score_and_low, ceiling.predicts
     if ceiling.low <= 0.0:
         return (
             f"no verdict: the noise ceiling is {ceiling.value:.3f} [{ceiling.low:.3f}, {ceiling.high:.3f}], so the "
             "gradients are too noisy for any metric to show"
         )
+    if math.isnan(score) and held_out:
+        return f"no verdict: this family has no fit of the {predicted}, which has more noise than what it follows from"
+    if math.isnan(low):
+        return "no verdict: too few held-out steps"
     if low <= 0.0:
         return "held-out steps are not predicted better than by M = 0: no evidence for this geometry"
+    explained = f"explains {score:.3f} of later {predicted}s"
     if ceiling.low > 0.0:
         return (
-            f"explains {score:.3f} of later gradients, {ceiling.relative:.3f} [{ceiling.relative_low:.3f}, "
-            f"{ceiling.relative_high:.3f}] of what their noise allows"
+            f"{explained}, {ceiling.relative:.3f} [{ceiling.relative_low:.3f}, {ceiling.relative_high:.3f}] of what "
+            "their noise allows"
         )
-    return f"explains {score:.3f} of later gradients"
+    return explained

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest.identify.ceiling import Ceiling
+from steepest.identify.ceiling import Ceiling, Predicted
 from steepest.identify.fitted import Estimate, FitStatus
 from steepest.metrics.interface import Metric
 
@@ -93,6 +93,13 @@ class BlockFit:
     verdict: str
     notes: tuple[str, ...]
 
+    @property
+    def score(self) -> tuple[float, float, float]:
+        """Held-out R2 with its interval in the direction of `ceiling.predicts`, for comparisons between families."""
+        if self.ceiling.predicts == "update":
+            return self.r2_reverse, self.r2_reverse_low, self.r2_reverse_high
+        return self.r2, self.r2_low, self.r2_high
+
 
 @dataclass(frozen=True, eq=False)
 class Identification:
@@ -131,9 +138,9 @@ class Identification:
     gradient_source: str | None
     _estimate: Estimate = field(repr=False)
     _places: tuple[int, ...] = field(repr=False)  # of the fits among all blocks
-    # Shape (steps held out, fits): |y - M g|^2 and |y|^2 over the sum of the latter; for comparisons step by step.
-    _residual: NDArray[np.float64] = field(repr=False)
-    _norm: NDArray[np.float64] = field(repr=False)
+    # What is predicted -> squared residuals and norms of the steps held out, shape (steps, fits), over the sum of the
+    # latter; for comparisons step by step.
+    _residuals: dict[Predicted, tuple[NDArray[np.float64], NDArray[np.float64]]] = field(repr=False)
 
     def __getitem__(self, block: str) -> BlockFit:
         return self.fits[self._index(block)]

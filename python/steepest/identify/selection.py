@@ -117,7 +117,7 @@ class Selection:
         values : ndarray, shape (runs, families, 3)
             R2 and the ends of its interval; NaN where the family was not fitted.
         """
-        table = self.column(("r2", "r2_low", "r2_high"), block)
+        table = self.column(("score", "score_low", "score_high"), block)
         return self.runs, self.families, table
 
     def column(self, names: Sequence[str], block: str | None = None) -> NDArray[np.float64]:
@@ -183,7 +183,7 @@ class Selection:
             at = (row["run"], row["block"])
             line = [row["run"] if last is None or last[0] != row["run"] else ""]
             line += ([row["block"] if last != at else ""] if shown is None else []) + [row["family"]]
-            line += [f"{row['parameters']}", _number(row["r2"]), _range(row["r2_low"], row["r2_high"])]
+            line += [f"{row['parameters']}", _number(row["score"]), _range(row["score_low"], row["score_high"])]
             line += [_number(row["ceiling"]), _number(row["relative"])] * ceilings
             line += [_number(row[name]) for name in nulls] + [row["status"], "*" * row["chosen"]]
             lines.append(line)

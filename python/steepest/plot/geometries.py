@@ -77,7 +77,7 @@ def geometries_data(selection: Selection, *, block: str | None = None) -> Geomet
     ValueError
         No such block.
     """
-    names = ("r2", "r2_low", "r2_high", "ceiling", "ceiling_low", "ceiling_high", "chosen")
+    names = ("score", "score_low", "score_high", "ceiling", "ceiling_low", "ceiling_high", "chosen")
     values = np.moveaxis(selection.column(names, block), -1, 0)
     return GeometriesData(
         block=selection.blocks[0] if block is None else block,
