@@ -30,7 +30,7 @@ from steepest.experiments.geometry_checks import (
 )
 from steepest.experiments.geometry_runs import RULES, Rule, RuleRun, images, plant, train
 from steepest.experiments.output import write_csv, write_npz
-from steepest.identify import BlockFit, Identification, compare, identify
+from steepest.identify import BlockFit, Identification, Selection, identify, select
 
 __all__ = ["FAMILIES", "OWN", "Cell", "RuleGeometry", "run", "write"]
 
@@ -71,12 +71,15 @@ class Cell:
         Held-out score of the gradient from the update, with the 95% bootstrap interval of that run.
     r2_reverse : ndarray, shape (seeds,)
         Of the update from the gradient.
+    score : ndarray, shape (seeds,)
+        The one of both that shows the geometry: `r2_reverse` where the update carries the noise of a mini-batch that
+        the gradient does not have, else `r2`. See `steepest.identify.Ceiling`.
     ceiling, ceiling_low, ceiling_high : ndarray, shape (seeds,)
         What the noise of the consumed gradient allows; NaN where there is none.
     status : ndarray of str, shape (seeds,)
         Of the fit.
     chosen : ndarray of bool, shape (seeds,)
-        Whether `steepest.identify.compare` calls it the simplest of the four structures that no richer one beats.
+        Whether `steepest.select` calls it the simplest of the four structures that no richer one beats.
     """
 
     rule: str
@@ -88,6 +91,7 @@ class Cell:
     r2_low: Array
     r2_high: Array
     r2_reverse: Array
+    score: Array
     ceiling: Array
     ceiling_low: Array
     ceiling_high: Array
@@ -260,11 +264,7 @@ def run(
                 if batch is None and s == seeds[0]:
                     steps[rule] = (course.grad[fitted].copy(), course.update[fitted].copy())
                 for against in _gradients(batch):
-                    identified = {
-                        family: _identified(course, family, against, share)
-                        for family in _families(rule, batch, against, large)
-                    }
-                    best = _simplest(identified)
+                    identified, best = _scored(course, _families(rule, batch, against, large), against, share)
                     for family, found in identified.items():
                         fit = (found.fits[0], family == best)
                         cells.setdefault((rule, batch, against, family), []).append(fit)
@@ -323,8 +323,12 @@ def _families(rule: Rule, batch: int | None, against: Against, large: int) -> tu
     return FAMILIES if own in FAMILIES else (*FAMILIES, own)
 
 
-def _identified(course: RuleRun, family: Any, against: Against, share: float) -> Identification:
-    """What `identify` finds, given gradient and update alone."""
+def _scored(
+    course: RuleRun, families: Sequence[Any], against: Against, share: float
+) -> tuple[dict[Any, Identification], str | None]:
+    """What `steepest.select` finds, given gradient and update alone; and which of the four structures it chooses."""
+    if not families:
+        return {}, None
     grad = {"consumed": course.consumed, "all images": course.grad, "independent": course.replicate}[against]
     recording = steepest.recording(
         grad=grad,
@@ -333,16 +337,13 @@ def _identified(course: RuleRun, family: Any, against: Against, share: float) ->
         gradient_source="rule" if course.batch is None or against == "consumed" else "evaluation",
     )
     noisy = course.batch is not None and against != "consumed"
-    options: dict[str, Any] = {"max_iterations": _ALTERNATIONS} if family == "kronecker" else {}
-    return identify(recording, family, holdout=share, replicate=course.consumed if noisy else None, rng=0, **options)
-
-
-def _simplest(identified: dict[str, Identification]) -> str | None:
-    """Which of the four structures the data call for, None if none predicts anything or not all were tried."""
-    if not set(FAMILIES) <= identified.keys():
-        return None
-    table = compare([identified[family] for family in FAMILIES], rng=0)
-    return next((str(row["family"]) for row in table if row["chosen"]), None)
+    options: dict[str, Any] = {"holdout": share, "replicate": course.consumed if noisy else None, "rng": 0}
+    sides = [family for family in families if family != "kronecker"]
+    found: Selection | None = select(recording, sides, **options) if sides else None
+    identified: dict[Any, Identification] = {} if found is None else dict(found.identifications["run"])
+    if "kronecker" in families:
+        identified["kronecker"] = identify(recording, "kronecker", max_iterations=_ALTERNATIONS, **options)
+    return identified, found.chosen() if found is not None and set(sides) == set(FAMILIES) else None
 
 
 def _cell(key: tuple[Any, ...], found: Sequence[tuple[BlockFit, bool]]) -> Cell:
@@ -362,6 +363,7 @@ def _cell(key: tuple[Any, ...], found: Sequence[tuple[BlockFit, bool]]) -> Cell:
         r2_low=column(lambda fit: fit.r2_low),
         r2_high=column(lambda fit: fit.r2_high),
         r2_reverse=column(lambda fit: fit.r2_reverse),
+        score=column(lambda fit: fit.score[0]),
         ceiling=column(lambda fit: fit.ceiling.value),
         ceiling_low=column(lambda fit: fit.ceiling.low),
         ceiling_high=column(lambda fit: fit.ceiling.high),
@@ -388,6 +390,7 @@ def write(result: RuleGeometry, folder: Path) -> list[Path]:
                 "r2_low",
                 "r2_high",
                 "r2_reverse",
+                "score",
                 "ceiling",
                 "ceiling_low",
                 "ceiling_high",

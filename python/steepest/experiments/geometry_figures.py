@@ -62,7 +62,7 @@ def scores(result: RuleGeometry, batch: int | None, against: str) -> tuple[Array
     """
     table = [[result.cell(rule, family, batch, against) for family in FAMILIES] for rule in SHOWN]
     median, lowest, highest = (
-        np.array([[float(of(cell.r2)) for cell in row] for row in table]) for of in (np.median, np.min, np.max)
+        np.array([[float(of(cell.score)) for cell in row] for row in table]) for of in (np.median, np.min, np.max)
     )
     return median, lowest, highest, np.array([float(np.median(row[0].ceiling)) for row in table])
 
@@ -115,9 +115,10 @@ def caption(result: RuleGeometry) -> str:
         f"{100 * (1 - 2.0 ** (1 - n)):.0f}% interval for the median. The fit sees gradient and update only, never the "
         "rule; a frame marks the structure that the rule has by construction (the scalar is a special case of all), a "
         "dot the simplest one that no richer one beats, in most seeds. "
-        f"At batch {small} the gradient to be predicted is the one that the rule consumed, or that of all images, "
-        "which the noise of the mini-batch hides: the ceiling is the score of a rule whose only fault is that noise. "
-        "It bounds no fit that filters noise (input side, diagonal), and no rule that averages over steps (Adam). "
+        f"At batch {small} the gradient is the one that the rule consumed, or that of all images. Against the latter "
+        "the update carries the noise of the mini-batch, so it is the update that is predicted, from the gradient, and "
+        "the ceiling is the score of a rule whose only fault is that noise. A rule that averages over steps (Adam) may "
+        "score more. "
         "Ellipses: the unit ball of the condition-optimal metric of the first held-out step at full batch, in the "
         "plane of -gradient (black) and update (red)."
     )
@@ -347,12 +348,12 @@ def _draw_own(result: RuleGeometry, ax: Axes) -> None:
                 if cell is None or (batch is None and against != "consumed"):
                     continue
                 x = x0 + {"consumed": -0.06, "all images": 0.0, "independent": 0.06}[against]
-                centre = max(float(np.median(cell.r2)), -0.12)
-                ends = np.clip([cell.r2.min(), cell.r2.max()], -0.12, None)
+                centre = max(float(np.median(cell.score)), -0.12)
+                ends = np.clip([cell.score.min(), cell.score.max()], -0.12, None)
                 ax.plot((x, x), ends, color=colour, linewidth=0.8)
                 ax.plot(x, centre, mark, color=colour, markersize=4.5, zorder=4)
-                if np.median(cell.r2) < -0.12:
-                    ax.annotate(_text(float(np.median(cell.r2))), (x, centre), xytext=(-4, -1), ha="right",
+                if np.median(cell.score) < -0.12:
+                    ax.annotate(_text(float(np.median(cell.score))), (x, centre), xytext=(-4, -1), ha="right",
                                 textcoords="offset points", fontsize=6, color=colour)  # fmt: skip
                 ceiling = float(np.median(cell.ceiling))
                 if math.isfinite(ceiling):
