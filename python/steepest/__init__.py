@@ -25,7 +25,7 @@ from steepest.analysis import Analysis, RunAnalysis, analyze
 from steepest.distance import Distance, distance
 from steepest.errors import NotDescentError
 from steepest.gradient_estimate import GradientEstimate, estimate_gradient
-from steepest.identify import Identification, identify
+from steepest.identify import Identification, Selection, identify, select
 from steepest.metric import CanonicalForm, Metric, Spectrum, align, canonical_form, metric
 from steepest.recorder import Recorder
 from steepest.recording import Recording, recording
@@ -42,6 +42,7 @@ __all__ = [
     "Recorder",
     "Recording",
     "RunAnalysis",
+    "Selection",
     "Spectrum",
     "__version__",
     "align",
@@ -56,6 +57,7 @@ __all__ = [
     "pairs",
     "plot",
     "recording",
+    "select",
     "set_num_threads",
     "spectral",
     "stability",

@@ -66,10 +66,27 @@ def identify(
     Parameters
     ----------
     x : Recording, Recorder, path-like, or iterable of pairs (grad, update), optional
-        The run. ``"diagonal"`` needs a recording with vectors (``keep="vectors"``, or made from whole arrays);
-        ``"scalar"`` works with any. Pairs are read one at a time.
-    family : {'scalar', 'diagonal'}
-        ``M = m I`` or ``M = diag(d)``.
+        The run. All families but ``"scalar"`` need a recording with vectors (``keep="vectors"``, or made from whole
+        arrays). Pairs are read one at a time.
+    family : str
+        Structure of M, from simple to rich; W is an array of shape (m, ...) seen as a matrix m x r:
+
+        ==================== ================================= ======================== ================================
+        family               M                                 options                  unique if
+        ==================== ================================= ======================== ================================
+        scalar               m I                                                        anything moved
+        diagonal             diag(d)                                                    every parameter moved
+        kronecker-output     A W                                                        sum G G^T has full rank m
+        kronecker-input      W B                                                        sum G^T G has full rank r
+        kronecker            A W B                             tolerance,               about
+                                                               max_iterations           (m^2+m+r^2+r-2)/(2mr) steps
+        diagonal+low-rank    diag(d) + U U^T                   rank                     (n-k)^2 >= n+k, T > k steps
+        block-diagonal       one matrix for each part          partition: 'arrays',     T >= size of a part
+                                                               'units' or a number
+        full                 any, n <= 4096                                             T >= n
+        multi-secant         block BFGS update of c I, exact   tolerance, bulk          never below n steps; exists iff
+                                                                                        G^T Y is symmetric, definite
+        ==================== ================================= ======================== ================================
     grad, update : array or mapping name -> array, optional
         Instead of `x`: whole arrays, first axis the step.
     holdout : float
@@ -92,7 +109,7 @@ def identify(
     progress : bool
         Show a progress bar on a terminal (needs tqdm).
     **options
-        Of the family.
+        Of the family, as in the table; see the modules of `steepest.identify`.
 
     Returns
     -------
@@ -102,9 +119,10 @@ def identify(
     Raises
     ------
     ValueError
-        No vectors for the diagonal family, no step with gradient and update, no such block, an option out of range.
+        No vectors for a family that needs them, no step with gradient and update, no such block, an option out of
+        range, a matrix that is too large for its family.
     TypeError
-        An unsupported type or dtype.
+        An unsupported type or dtype, or an option that the family does not have.
 
     Notes
     -----
@@ -112,12 +130,17 @@ def identify(
 
     - scalar ``m = sum y.g / sum g.g``; diagonal ``d_i = sum_t y_ti g_ti / sum_t g_ti^2``; 0 instead of what is
       negative. Identifiable where sum_t g_ti^2 > 0. ``R2 = 1 - sum |y - M g|^2 / sum |y|^2`` over held-out steps.
+    - Kronecker, block-diagonal and full: SPD Procrustes problems (Gillis and Sharma 2018, `spd_procrustes`), the
+      two-sided one by alternation. diagonal+low-rank: least squares. multi-secant: section 11(a).
     - Noise in the updates shrinks M (errors in variables), noise in the gradients shrinks the fit of g from y: both
-      scores are given, and the symmetric estimate sqrt(sum y^2 / sum g^2).
+      scores are given, and the symmetric estimate, sqrt(sum y^2 / sum g^2) or the geometric mean of matrices
+      (sum g g^T)^-1 # (sum y y^T).
     - Intervals: circular block bootstrap over held-out steps (steps are autocorrelated), conditional on the fit.
 
     Cost: one pass over the vectors; diagonal keeps three float64 vectors during the pass (24 bytes a parameter) and
-    two afterwards, besides the vectors of the current step. All sums are in float64.
+    two afterwards, besides the vectors of the current step; the one-sided Kronecker families O(m^2) or O(r^2) numbers.
+    `kronecker` and `diagonal+low-rank` read the fitted steps several times, `multi-secant` keeps them. All sums are in
+    float64.
 
     Where the gradient is the one that the rule consumed, rules that rescale it element by element are diagonal by
     construction, and plain gradient descent is scalar: then the score says only that the scales stay constant.
@@ -210,7 +233,7 @@ def _block_fit(run: Steps, fitted: Fitted, place: int, replicates: Any, rng: np.
             f"the fitted steps would let one expect R2 = {expected:.3f} for later ones, the number of parameters "
             f"allowed for, and it is {score:.3f}: the geometry is not constant over the run"
         )
-    elif high < in_sample - 1e-6:
+    elif high < in_sample - _CHANGE:
         notes.append(
             f"held-out steps are predicted worse ({score:.3f}) than the fitted ones ({in_sample:.3f}): the "
             "geometry changes over the run, or there are too few steps for so many elements"
