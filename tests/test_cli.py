@@ -22,7 +22,8 @@ def test_reproduce_end_to_end(tmp_path, capsys):
     assert names == {
         "lti.npz", "lti.csv", "lti_curves.csv", "lti.png", "lti.pdf", "geometry.png", "geometry.pdf",
         "feedback_alignment.npz", "feedback_alignment.csv",
-        "feedback_alignment.png", "feedback_alignment.pdf",
+        "feedback_alignment.png", "feedback_alignment.pdf", "geometry_rules.npz", "geometry_rules.csv",
+        "geometry_rules.png", "geometry_rules.pdf", "geometry_checks.png", "geometry_checks.pdf",
     }  # fmt: skip
     assert (out / "lti.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "feedback_alignment.pdf").read_bytes().startswith(b"%PDF")

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["add", "reproduce"]
 
 _EXPERIMENTS = ("lti", "feedback-alignment", "geometry")
-_DEFAULT = _EXPERIMENTS[:2]
 _LARGE_SYSTEM = 100  # states of the second linear system, which enters the table only
 
 
@@ -35,9 +34,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "reproduce",
         help="run the experiments; write tables, numbers and figures",
-        description="Run the linear dynamics and the feedback alignment experiment, or the one that is named: "
-        "tables on standard output, numbers (npz, csv) and figures (png, pdf) in a folder. geometry, which constant "
-        "metric explains each of eight rules, takes a minute and runs only where it is named.",
+        description="Run the experiments, or the one that is named: linear dynamics, feedback alignment, and which "
+        "constant metric explains each of eight rules (geometry). Tables on standard output, numbers (npz, csv) and "
+        "figures (png, pdf) in a folder.",
     )
     parser.add_argument("experiment", nargs="?", choices=_EXPERIMENTS, help="run one experiment")
     parser.add_argument(
@@ -81,7 +80,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
         only = arguments.experiment
     if data is not None and only == "lti":
         arguments.usage_error("--data is for feedback alignment and geometry, which --only lti leaves out")
-    chosen = _DEFAULT if only is None else (only,)
+    chosen = _EXPERIMENTS if only is None else (only,)
     # Before anything runs: what is missing should not show after minutes of work.
     needed = ["matplotlib"]
     if chosen != ("lti",) and data is None:
