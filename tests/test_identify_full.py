@@ -7,7 +7,8 @@ import pytest
 import scipy.linalg
 
 from steepest.identify import identify, symmetric_fit
-from steepest.identify.symmetric_fit import determined_numbers, geometric_mean
+from steepest.identify.geometric_mean import geometric_mean_of_factors
+from steepest.identify.symmetric_fit import determined_numbers
 
 
 def spd(rng, n, condition=10.0):
@@ -244,7 +245,7 @@ def test_numbers_that_secants_determine(n, k):
 def test_geometric_mean_solves_its_equation():
     rng = np.random.default_rng(0)
     g, y = np.tril(rng.normal(size=(2, 5, 5))) + 3.0 * np.eye(5)
-    S = geometric_mean(g, y)
+    S = geometric_mean_of_factors(g, y)
     np.testing.assert_allclose(S @ g @ g.T @ S, y @ y.T, rtol=1e-9, atol=1e-9)
     assert np.linalg.eigvalsh(S)[0] > 0.0
 

@@ -11,7 +11,7 @@ from scipy.optimize import least_squares
 
 from kronecker_cases import BOTH, FAMILIES, INPUT, OUTPUT, dense, planted, quadratic_run, relative, spd
 from steepest.identify import identify
-from steepest.identify.kronecker import geometric_mean
+from steepest.identify.geometric_mean import geometric_mean
 from steepest.identify.kronecker_side import new_sums, rank_tolerance, solve_side, symmetric_side
 from steepest.identify.row_factor import RowFactor
 from steepest.recorder import Recorder

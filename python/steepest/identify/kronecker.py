@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest.identify.fitted import Fitted
+from steepest.identify.geometric_mean import geometric_mean
 from steepest.identify.kronecker_estimate import ArrayFit, Factor, squared
 from steepest.identify.kronecker_facts import assembled, check_sides
 from steepest.identify.kronecker_side import (
@@ -97,26 +98,6 @@ class _Alternation:
             return a.scaled(0.0), b.scaled(0.0)
         scale = math.sqrt(norms[1] / norms[0])
         return a.scaled(scale), b.scaled(1.0 / scale)
-
-
-def geometric_mean(a: Array, c: Array) -> Array:
-    """The matrix geometric mean ``A # C = A^1/2 (A^-1/2 C A^-1/2)^1/2 A^1/2``.
-
-    Parameters
-    ----------
-    a, c : ndarray, shape (m, m)
-        Symmetric positive definite.
-
-    Returns
-    -------
-    ndarray, shape (m, m)
-        The S with ``S A^-1 S = C``.
-    """
-    lower = np.linalg.cholesky(a)
-    inner = np.linalg.solve(lower, np.linalg.solve(lower, c).T)
-    values, vectors = np.linalg.eigh(0.5 * (inner + inner.T))
-    half = (lower @ vectors) * np.maximum(values, 0.0) ** 0.25
-    return np.asarray(half @ half.T)
 
 
 def inverse(a: Array) -> Array:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from steepest.identify.geometric_mean import geometric_mean_of_factors
 from steepest.identify.procrustes import Procrustes, spd_procrustes
 from steepest.identify.row_factor import RowFactor
 
-__all__ = ["MatrixFit", "determined_numbers", "fit_matrix", "geometric_mean"]
+__all__ = ["MatrixFit", "determined_numbers", "fit_matrix"]
 
 Array = NDArray[np.float64]
 _EPSILON = 1e-3  # where no matrix attains the infimum: a smaller one fits little better, and predicts much worse
@@ -114,31 +115,13 @@ def fit_matrix(factor: RowFactor, precision: tuple[float, float] = (0.0, 0.0)) -
     of_y = spd_procrustes(x, b, epsilon=_EPSILON, rank_tolerance=smallest[0])
     of_g = spd_procrustes(x_reverse, b_reverse, epsilon=_EPSILON, rank_tolerance=smallest[1])
     full = of_y.rank == of_g.rank == factor.m
-    s = geometric_mean(x, x_reverse) if full else np.full_like(x, np.nan)
+    s = geometric_mean_of_factors(x, x_reverse) if full else np.full_like(x, np.nan)
     gg, yy = np.sum(x**2, axis=1), np.sum(x_reverse**2, axis=1)
     # What is left of each row of Y beside the rows of X, and of each row of G beside those of Y
     rest, rest_reverse = np.maximum(yy - np.sum(b**2, axis=1), 0.0), np.maximum(gg - np.sum(b_reverse**2, axis=1), 0.0)
     left = [np.sum((matrix @ x - b) ** 2, axis=1) + rest for matrix in (of_y.A, s)]
     left_reverse = np.sum((of_g.A @ x_reverse - b_reverse) ** 2, axis=1) + rest_reverse
     return MatrixFit(of_y, of_g.A, s, np.stack([left[0], left_reverse, left[1], yy, gg], axis=1))
-
-
-def geometric_mean(g: Array, y: Array) -> Array:
-    """The SPD solution S of ``S (g g^T) S = y y^T``.
-
-    Parameters
-    ----------
-    g, y : ndarray, shape (m, m)
-        Lower triangular, of full rank.
-
-    Returns
-    -------
-    ndarray, shape (m, m)
-        ``g^-T (g^T y y^T g)^1/2 g^-1``, by the singular values of ``y^T g``: nothing is squared.
-    """
-    _, values, vt = np.linalg.svd(y.T @ g)
-    half = np.linalg.solve(g.T, vt.T * np.sqrt(values))
-    return np.asarray(half @ half.T)
 
 
 def determined_numbers(m: int, rank: int) -> int:
