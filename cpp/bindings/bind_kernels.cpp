@@ -9,6 +9,7 @@
 
 #include "numpy_bridge.hpp"
 #include "steepest/assemble.hpp"
+#include "steepest/elements.hpp"
 #include "steepest/gram.hpp"
 #include "steepest/project.hpp"
 

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "steepest/elements.hpp"
 #include "steepest/gram.hpp"
 #include "tiles.hpp"
 

@@ -1,0 +1,239 @@
+#include "gram_sums.hpp"
+
+#include <algorithm>
+
+#include "tiles.hpp"
+
+namespace steepest {
+
+namespace {
+
+// The inner products of one block in the order (0,0), (0,1), ..., (1,1), ...; exact sums over blocks are formed later.
+int n_pairs(int k) { return k * (k + 1) / 2; }
+
+double factor_of(const Scaled& scaled) { return std::ldexp(1.0, -scaled.exponent); }
+
+// The typed one-pass loop needs a pair of one element type, contiguous and unscaled.
+bool direct(const Scaled& x, const Scaled& y) {
+    if (x.exponent != 0 || y.exponent != 0 || !x.vector->contiguous() || !y.vector->contiguous()) return false;
+    for (std::size_t s = 0; s < x.vector->segments.size(); ++s)
+        if (x.vector->segments[s].dtype() != y.vector->segments[s].dtype()) return false;
+    return true;
+}
+
+}  // namespace
+
+BlockSums fast_block_sums(const std::vector<Scaled>& vectors) {
+    const int k = static_cast<int>(vectors.size()), pairs = n_pairs(k);
+    BlockSums found{Partition(*vectors[0].vector), pairs, {}};
+    const Partition& partition = found.partition;
+    const HotLoops& loops = hot_loops();
+    const bool pair_at_once = k == 2 && direct(vectors[0], vectors[1]);
+    found.values.assign(static_cast<std::size_t>(partition.size()) * (pairs + 1), 0.0);
+
+    parallel_for(partition, [&](index_t task) {
+        const Block block = partition[task];
+        double* sums = found.values.data() + task * (pairs + 1);
+        if (pair_at_once) {
+            const Segment &x = vectors[0].vector->segments[block.segment],
+                          &y = vectors[1].vector->segments[block.segment];
+            const index_t offset = block.begin * itemsize(x.dtype());
+            const PairSums in_block =
+                loops.pair_sums[dtype_index(x.dtype())](x.data() + offset, y.data() + offset, block.count);
+            sums[0] = in_block.xx;
+            sums[1] = in_block.xy;
+            sums[2] = in_block.yy;
+            sums[3] = in_block.squared_products;
+            return;
+        }
+        const auto buffers = make_tile_buffers(static_cast<std::size_t>(k));
+        std::vector<const double*> tiles(k);
+        for_each_tile(block, [&](index_t begin, index_t count) {
+            for (int i = 0; i < k; ++i)
+                tiles[i] = read_tile(vectors[i].vector->segments[block.segment], begin, count, buffers[i],
+                                     factor_of(vectors[i]));
+            for (int i = 0, pair = 0; i < k; ++i)
+                for (int j = i; j < k; ++j, ++pair) sums[pair] += loops.dot(tiles[i], tiles[j], count);
+            if (k == 2) sums[pairs] += loops.sum_squared_products(tiles[0], tiles[1], count);
+        });
+    });
+    return found;
+}
+
+Sums fast_sums(const BlockSums& blocks, index_t begin, index_t end) {
+    const int pairs = blocks.pairs;
+    Sums total;
+    const bool one_block = end - begin == 1;
+    const double* first = blocks.values.data() + begin * (pairs + 1);
+    if (one_block) total.single.assign(first, first + pairs);
+    else total.pairs.resize(pairs);
+    for (index_t task = begin; task < end; ++task) {
+        const double* sums = blocks.values.data() + task * (pairs + 1);
+        for (int pair = 0; pair < pairs; ++pair) {
+            if (!std::isfinite(sums[pair])) total.finite = false;
+            else if (!one_block) total.pairs[pair].add(sums[pair]);
+        }
+        total.squared_products += sums[pairs];
+    }
+    return total;
+}
+
+Sums careful_sums(const std::vector<Scaled>& vectors, const std::vector<Product>& products, Precision precision) {
+    const int k = static_cast<int>(vectors.size());
+    const auto n_products = static_cast<index_t>(products.size());
+    const Partition partition(*vectors[0].vector);
+    const HotLoops& loops = hot_loops();
+    const bool exact = precision == Precision::exact;
+
+    // A group of blocks shares one accumulator per product; exact sums do not depend on how blocks are grouped.
+    const index_t group = std::max<index_t>(16, partition.size() / 256);
+    const index_t n_groups = (partition.size() + group - 1) / group;
+    std::vector<Sums> partial(static_cast<std::size_t>(n_groups));
+    parallel_for(n_groups, [&](index_t task) {
+        Sums& sums = partial[task];
+        sums.pairs.resize(products.size());
+        const auto buffers = make_tile_buffers(static_cast<std::size_t>(k));
+        std::vector<const double*> tiles(k);
+        std::vector<Cascade> cascades(products.size() * n_lanes, Cascade{0.0, 0.0, 0.0});
+        const auto flush = [&] {
+            for (std::size_t lane = 0; lane < cascades.size(); ++lane)
+                for (const double term : {cascades[lane].hi, cascades[lane].mid, cascades[lane].lo}) {
+                    if (std::isfinite(term)) sums.pairs[lane / n_lanes].add(term);
+                    else sums.finite = false;
+                }
+            std::fill(cascades.begin(), cascades.end(), Cascade{0.0, 0.0, 0.0});
+        };
+        const index_t first = task * group, last = std::min(first + group, partition.size());
+        for (index_t b = first; b < last; ++b) {
+            const Block block = partition[b];
+            for_each_tile(block, [&](index_t begin, index_t count) {
+                for (int i = 0; i < k; ++i)
+                    tiles[i] = read_tile(vectors[i].vector->segments[block.segment], begin, count, buffers[i],
+                                         factor_of(vectors[i]));
+                for (index_t p = 0; p < n_products; ++p) {
+                    const Product& product = products[p];
+                    const double *x = tiles[product.i], *y = tiles[product.j];
+                    if (exact && product.weight == Weight::none) {
+                        for (index_t i = 0; i < count; ++i) {
+                            if (std::isfinite(x[i]) && std::isfinite(y[i])) sums.pairs[p].add_product(x[i], y[i]);
+                            else sums.finite = false;
+                        }
+                        continue;
+                    }
+                    Cascade* lanes = cascades.data() + p * n_lanes;
+                    if (product.weight == Weight::none)
+                        loops.dot_cascaded(x, y, count, lanes);
+                    else
+                        loops.weighted_dot_cascaded(x, y, tiles[2], product.weight == Weight::divide, count, lanes);
+                }
+            });
+            if ((b - first) % blocks_in_run == blocks_in_run - 1) flush();
+        }
+        flush();
+    });
+
+    Sums total;
+    total.pairs.resize(products.size());
+    for (const Sums& sums : partial) {
+        total.finite = total.finite && sums.finite;
+        for (index_t p = 0; p < n_products; ++p) total.pairs[p].add(sums.pairs[p]);
+    }
+    return total;
+}
+
+namespace {
+
+// Whether all vectors are contiguous in this segment and of one element type.
+bool direct(const std::vector<const Vector*>& vectors, std::size_t segment) {
+    for (const Vector* vector : vectors) {
+        const Segment& one = vector->segments[segment];
+        if (!one.contiguous() || one.dtype() != vectors[0]->segments[segment].dtype()) return false;
+    }
+    return true;
+}
+
+// The terms of a cascade over lanes, as one; what rounds is the third term of sums of 48 numbers: nothing to speak of.
+Cascade sum_of_lanes(const Cascade* lanes) {
+    Cascade sum{0.0, 0.0, 0.0};
+    const auto add = [&sum](double term) {
+        const DoubleDouble first = two_sum(sum.hi, term), second = two_sum(sum.mid, first.lo);
+        sum = {first.hi, second.hi, sum.lo + second.lo};
+    };
+    for (int i = 0; i < n_lanes; ++i)
+        for (const double term : {lanes[i].hi, lanes[i].mid, lanes[i].lo}) add(term);
+    return sum;
+}
+
+}  // namespace
+
+RunSums cascaded_runs(const std::vector<const Vector*>& vectors) {
+    const bool pair = vectors.size() == 2;
+    const Partition partition(*vectors[0]);
+    const HotLoops& loops = hot_loops();
+    RunSums found{{0}, pair ? 3 : 4, pair ? 1 : 4, {}, {}};
+    for (std::size_t s = 0; s < vectors[0]->segments.size(); ++s) {
+        const index_t blocks = partition.first_block(s + 1) - partition.first_block(s);
+        found.first_run.push_back(found.first_run.back() + (blocks + blocks_in_run - 1) / blocks_in_run);
+    }
+    const index_t n_runs = found.first_run.back();
+    found.cascades.resize(static_cast<std::size_t>(n_runs * found.products));
+    found.plain_sums.assign(static_cast<std::size_t>(n_runs * found.plain), 0.0);
+    parallel_for(n_runs, [&](index_t run) {
+        const auto after = std::upper_bound(found.first_run.begin(), found.first_run.end(), run);
+        const auto segment = static_cast<std::size_t>(after - found.first_run.begin()) - 1;
+        const index_t first = partition.first_block(segment) + (run - found.first_run[segment]) * blocks_in_run;
+        const index_t last = std::min(first + blocks_in_run, partition.first_block(segment + 1));
+        const bool typed = direct(vectors, segment);
+        const auto buffers = make_tile_buffers(typed ? 0 : vectors.size());
+        Cascade lanes[4 * n_lanes] = {};
+        double* plain = found.plain_sums.data() + run * found.plain;
+        const auto add = [&](DType dtype, const void* const* x, index_t count) {
+            if (pair) loops.pair_sums_cascaded[dtype_index(dtype)](x[0], x[1], count, lanes, plain);
+            else loops.cross_sums_cascaded[dtype_index(dtype)](x, count, lanes, plain);
+        };
+        for (index_t b = first; b < last; ++b) {
+            const Block block = partition[b];
+            const void* x[4];
+            if (typed) {
+                const DType dtype = vectors[0]->segments[segment].dtype();
+                for (std::size_t i = 0; i < vectors.size(); ++i)
+                    x[i] = vectors[i]->segments[segment].data() + block.begin * itemsize(dtype);
+                add(dtype, x, block.count);
+                continue;
+            }
+            for_each_tile(block, [&](index_t begin, index_t count) {
+                for (std::size_t i = 0; i < vectors.size(); ++i)
+                    x[i] = read_tile(vectors[i]->segments[segment], begin, count, buffers[i]);
+                add(DType::float64, x, count);
+            });
+        }
+        for (int p = 0; p < found.products; ++p)
+            found.cascades[static_cast<std::size_t>(run * found.products + p)] = sum_of_lanes(lanes + p * n_lanes);
+    });
+    return found;
+}
+
+Sums cascaded_sums(const RunSums& runs, index_t begin, index_t end) {
+    Sums total;
+    total.pairs.resize(static_cast<std::size_t>(runs.products));
+    for (index_t run = begin; run < end; ++run) {
+        for (int p = 0; p < runs.products; ++p) {
+            const Cascade& sum = runs.cascades[static_cast<std::size_t>(run * runs.products + p)];
+            for (const double term : {sum.hi, sum.mid, sum.lo}) {
+                if (std::isfinite(term)) total.pairs[static_cast<std::size_t>(p)].add(term);
+                else total.finite = false;
+            }
+        }
+        if (runs.products == 3) total.squared_products += runs.plain_sums[static_cast<std::size_t>(run)];
+    }
+    return total;
+}
+
+std::vector<Product> all_pairs(int k) {
+    std::vector<Product> products;
+    for (int i = 0; i < k; ++i)
+        for (int j = i; j < k; ++j) products.push_back({i, j, Weight::none});
+    return products;
+}
+
+}  // namespace steepest
