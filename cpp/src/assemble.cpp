@@ -50,10 +50,27 @@ void assemble(const LowRankOperator& a, const Segment& out) {
     const HotLoops& loops = hot_loops();
     const bool stream = beyond_caches(out.size() * itemsize(out.dtype()));
     const index_t rows_at_once = std::max<index_t>(1, block_size / std::max<index_t>(1, n));
+    const bool rank_two = k == 2 && a.exponent == 0;
+    // A row of the most common case in one pass, straight into `out`.
+    const auto rank_two_row = [&](index_t i) {
+        const double core[3] = {a.core(0, 0), a.core(0, 1), a.core(1, 1)};
+        const double *w = columns[0].data(), *v = columns[1].data();
+        char* row = out.data() + i * n * itemsize(out.dtype());
+        loops.rank_two_row[dtype_index(out.dtype())](core, w[i], v[i], w, v, n, row, stream);
+        // Once more for the element on the diagonal, to which the base is added before it is rounded.
+        double value;
+        loops.rank_two_row[dtype_index(DType::float64)](core, w[i], v[i], w + i, v + i, 1, &value, false);
+        value += diagonal[static_cast<std::size_t>(i)];
+        loops.narrow[dtype_index(out.dtype())](&value, 1, row + i * itemsize(out.dtype()), false);
+    };
     parallel_for((n + rows_at_once - 1) / rows_at_once, [&](index_t task) {
         const auto buffer = make_tile_buffers(1);
         double* values = buffer[0].widened.data();
-        for (index_t i = task * rows_at_once; i < std::min(n, (task + 1) * rows_at_once); ++i)
+        for (index_t i = task * rows_at_once; i < std::min(n, (task + 1) * rows_at_once); ++i) {
+            if (rank_two) {
+                rank_two_row(i);
+                continue;
+            }
             for (index_t begin = 0; begin < n; begin += tile_size) {
                 const index_t count = std::min(tile_size, n - begin);
                 std::fill(values, values + count, 0.0);
@@ -75,6 +92,7 @@ void assemble(const LowRankOperator& a, const Segment& out) {
                 }
                 write_tile(out, i * n + begin, count, values, buffer[0], stream);
             }
+        }
     });
 }
 

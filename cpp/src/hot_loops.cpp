@@ -363,6 +363,45 @@ void narrow(const double* source, int64_t n, void* target, bool stream) {
 
 STEEPEST_INLINE const char* chars(const double* x) { return reinterpret_cast<const char*>(x); }
 
+// Every product and sum is the same with i and j exchanged; none is fused.
+template <class T, bool streams>
+STEEPEST_INLINE void rank_two_row_as(const double* k, double wi, double vi, const double* w, const double* v, int64_t n,
+                                     void* out) {
+    const vdouble k_ww = broadcast(k[0]), k_wv = broadcast(k[1]), k_vv = broadcast(k[2]);
+    const vdouble own_w = broadcast(wi), own_v = broadcast(vi);
+    char* to = static_cast<char*>(out);
+    const auto row = [&](vdouble a, vdouble b) {
+        return (k_ww * (own_w * a) + k_wv * (own_w * b + own_v * a)) + k_vv * (own_v * b);
+    };
+    const auto some = [&](int64_t j, int64_t count) {
+        double a[width] = {}, b[width] = {};
+        char result[width * T::bytes];
+        std::memcpy(a, w + j, static_cast<std::size_t>(count) * sizeof(double));
+        std::memcpy(b, v + j, static_cast<std::size_t>(count) * sizeof(double));
+        T::store(row(Float64::load(chars(a)), Float64::load(chars(b))), result);
+        std::memcpy(to + j * T::bytes, result, static_cast<std::size_t>(count) * T::bytes);
+    };
+    int64_t j = 0;
+    if constexpr (streams) {
+        j = unaligned_elements(to, T::bytes);
+        if (j > n) j = n;
+        if (j > 0) some(0, j);
+    }
+    for (; j + width <= n; j += width)
+        store<T, streams>(row(Float64::load(chars(w + j)), Float64::load(chars(v + j))), to + j * T::bytes);
+    if (j < n) some(j, n - j);
+    if constexpr (streams) stream_fence();
+}
+
+template <class T>
+void rank_two_row(const double* k, double wi, double vi, const double* w, const double* v, int64_t n, void* out,
+                  bool stream) {
+    if (stream && unaligned_elements(static_cast<char*>(out), T::bytes) >= 0)
+        rank_two_row_as<T, true>(k, wi, vi, w, v, n, out);
+    else
+        rank_two_row_as<T, false>(k, wi, vi, w, v, n, out);
+}
+
 double dot(const double* x, const double* y, int64_t n) {
     Lanes sum = zero_lanes(), chain = sum;
     const char* const arrays[2] = {chars(x), chars(y)};
@@ -762,6 +801,7 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
      STEEPEST_FOR_EACH_DTYPE_AND(combine, 3), STEEPEST_FOR_EACH_DTYPE_AND(combine, 4)},
     STEEPEST_FOR_EACH_DTYPE(row_dots),
     STEEPEST_FOR_EACH_DTYPE(row_combine),
+    STEEPEST_FOR_EACH_DTYPE(rank_two_row),
     dot,
     dot_twofold,
     dot_cascaded,

@@ -43,6 +43,10 @@ struct HotLoops {
     void (*row_combine[4])(const double* base, const double* const* w, std::int64_t k, const double* c, const void* x,
                            std::int64_t rows, std::int64_t stride, std::int64_t m, void* out, std::int64_t out_stride);
 
+    // One row of a symmetric matrix of rank two: out_j = k[0] (wi w_j) + k[1] (wi v_j + vi w_j) + k[2] (vi v_j)
+    void (*rank_two_row[4])(const double* k, double wi, double vi, const double* w, const double* v, std::int64_t n,
+                            void* out, bool stream);
+
     // Loops over tiles of doubles.
     double (*dot)(const double* x, const double* y, std::int64_t n);
     void (*dot_twofold)(const double* x, const double* y, std::int64_t n, double* hi_lo);
