@@ -5,8 +5,8 @@ The others, each optional, are in `compiled_peers.py`; `PEERS` lists them all.
 A peer is a class with one method per operation; it takes a `Problem` and returns a call without arguments, or raises
 `NotApplicable`. Vectors are grad and update; y = -grad, but every formula is even in y or uses y.g > 0. bfloat16 and
 float16 are widened to float32 by the peers that have no arithmetic in them, or whose sums would leave their range.
-Trajectories give, for each step, the inner products of every block: y.y, y.g, g.g, and with lag 1 the four with the step
-before; shape (blocks, steps, 3 or 7), the four of the first step 0.
+Trajectories give, for each step, the inner products of every block: y.y, y.g, g.g, and with lag 1 the four with the
+step before; shape (blocks, steps, 3 or 7), the four of the first step 0.
 """
 
 from __future__ import annotations

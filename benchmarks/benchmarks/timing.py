@@ -49,9 +49,3 @@ def interleaved(
             _sample(calls[name], repeats[name])
             times[name].append(_sample(calls[name], repeats[name]))
     return {name: np.array(found) for name, found in times.items()}
-
-
-def ratio(ours: Call, peer: Call, seconds: float = 0.5) -> float:
-    """Median time of ours over median time of the peer; below 1 is faster."""
-    times = interleaved({"ours": ours, "peer": peer}, seconds=seconds)
-    return float(np.median(times["ours"]) / np.median(times["peer"]))
