@@ -5,9 +5,9 @@
 Writes grad, update and x (4 GB each at 1e9) and room for the result into a new folder inside `--folder`, which it
 removes at the end. Before each operation the files are dropped from the page cache (Linux), so that every byte comes
 from the disk once for each time it is read, unless the cache still has it: `reads` is what the disk delivered over the
-size of the operands (of a product, whose second pass reads grad, update and x again, 1 where they fit into the cache, up
-to 1.75 where they do not). `anonymous` is how far the memory of the process rose that is not page cache. Then the results are
-compared with NumPy's in float64, a piece at a time.
+size of the operands. Of a product, whose second pass reads grad, update and x again, it is 1 where they fit into the
+cache, and up to 1.75 where they do not. `anonymous` is how far the memory of the process rose that is not page cache.
+Then the results are compared with NumPy's in float64, a piece at a time.
 """
 
 from __future__ import annotations
