@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .problems import Array
 from .timing import Call
 
@@ -67,16 +69,46 @@ def _library() -> tuple[Any, str]:
     if compiler is None:
         return None, "no C compiler"
     try:
-        return ctypes.CDLL(str(_built(compiler))), ""
+        library = ctypes.CDLL(str(_built(compiler)))
+        library.stream_total.restype = ctypes.c_uint64
+        return library, ""
     except subprocess.CalledProcessError as error:
         return None, f"{compiler} failed: {error.stderr.strip().splitlines()[0] if error.stderr else error}"
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         return None, str(error)
 
 
+@cache
 def missing() -> str | None:
     """Why there are no such loops, or None."""
+    if _library()[0] is not None:
+        _check()
     return _library()[1] or None
+
+
+def _check() -> None:
+    """That every loop touches every byte, since one that left some out would be a flattering ceiling."""
+    rng = np.random.default_rng(0)
+    x, y, z = (rng.integers(0, 40, 3 * 4096, dtype=np.uint8) for _ in range(3))
+    for threads, prefetch in ((1, False), (2, False), (2, True)):
+        before = _library()[0].stream_total()
+        read(threads, x, y, z, prefetch=prefetch)()
+        found = (_library()[0].stream_total() - before) % 2**64
+        assert found == sum(int(a.view(np.uint64).sum()) for a in (x, y, z)) % 2**64
+        for nt, start in ((False, 0), (True, 0), (True, 16), (True, 7)):
+            out = np.full(x.size + 64, 255, np.uint8)
+            n = x.size - 37  # no whole number of lines
+            combine(threads, x[:n], y[:n], z[:n], out=out[start : start + n], nt=nt, prefetch=prefetch)()
+            assert (out[start : start + n] == x[:n] + y[:n] + z[:n]).all()
+            assert (out[start + n :] == 255).all()
+            wide = rng.integers(0, 40, (n, 5), dtype=np.uint8)
+            for order in (wide, np.asfortranarray(wide)):
+                place = np.full(order.size + 64, 255, np.uint8)
+                result = place[start : start + order.size].reshape(order.shape, order="C" if order is wide else "F")
+                columns(threads, x[:n], y[:n], order, result, nt, prefetch)()
+                assert (result == order).all()
+                assert (place[start + order.size :] == 255).all()
+                columns(threads, x[:n], y[:n], order, None, nt, prefetch)()
 
 
 def _address(x: Array) -> ctypes.c_void_p:

@@ -60,9 +60,7 @@ typedef uint64_t word __attribute__((vector_size(16), aligned(1), may_alias));
 
 enum { WIDTH = sizeof(word), LINE = 64, MOST = 8, MOST_THREADS = 64, SPIN_NS = 30000 };
 
-int stream_width(void) { return WIDTH; }
-
-static atomic_uint_fast64_t sink; /* takes the sums, so that no loop can be left out */
+static _Atomic uint64_t sink; /* takes the sums, so that no loop can be left out */
 
 static void swallow(word sum) {
     union { word whole; uint64_t part[WIDTH / 8]; } of = {.whole = sum};
@@ -298,6 +296,9 @@ static int perform(const job *j, int threads) {
 }
 
 /* ---- what stream.py calls ---- */
+
+/* Sum of all that was only read, as words of 64 bits; what is left over at an end counts byte by byte. */
+uint64_t stream_total(void) { return atomic_load(&sink); }
 
 /* Reads k arrays (1 to 4). */
 int stream_read(int threads, int k, const void *const *in, size_t bytes, size_t ahead) {
