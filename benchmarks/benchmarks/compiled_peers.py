@@ -168,16 +168,14 @@ class Torch:
 
         grads, updates = ([torch.from_numpy(x) for x in v.values()] for v in (p.grad, p.update))
         found = torch.zeros((p.blocks, p.steps, 3 + 4 * lag), dtype=grads[0].dtype)
+        dot = torch.linalg.vecdot  # of all steps: three times as fast as torch.dot of each
 
         def call() -> Any:
-            for b, (grad, update) in enumerate(zip(grads, updates, strict=True)):
-                for t in range(p.steps):
-                    y, g, row = grad[t], update[t], found[b, t]
-                    torch.dot(y, y, out=row[0]), torch.dot(y, g, out=row[1]), torch.dot(g, g, out=row[2])
-                    if lag and t:
-                        z, h = grad[t - 1], update[t - 1]
-                        torch.dot(y, z, out=row[3]), torch.dot(y, h, out=row[4])
-                        torch.dot(g, z, out=row[5]), torch.dot(g, h, out=row[6])
+            for y, g, rows in zip(grads, updates, found, strict=True):
+                rows[:, 0], rows[:, 1], rows[:, 2] = dot(y, y), dot(y, g), dot(g, g)
+                if lag:
+                    z, h, y, g, later = y[:-1], g[:-1], y[1:], g[1:], rows[1:]  # noqa: PLW2901
+                    later[:, 3], later[:, 4], later[:, 5], later[:, 6] = dot(y, z), dot(y, h), dot(g, z), dot(g, h)
             return found
 
         return call
