@@ -1,4 +1,5 @@
-/* What the memory allows: loops in the manner of STREAM that read and write as the kernels do, and compute next to nothing.
+/* What the memory allows: loops in the manner of STREAM that read and write as the kernels do, and compute next to
+ * nothing.
  *
  * Arrays are bytes: words are added as integers, which costs the same for every element type and cannot be a subnormal.
  * Each array is cut into one contiguous part a thread, always the same part. Two ways to read (plain, or with software
@@ -88,12 +89,15 @@ static inline __attribute__((always_inline)) word read_k(int k, const char *cons
 
 /* What fills an array: no zeros, which a memory controller may treat in its own way. */
 static const unsigned char fill[LINE] = {
-    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32,
-    33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64};
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,
+    17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32,
+    33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48,
+    49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64,
+};
 
 /* out = sum of k arrays over bytes [0, n), or that. */
-static inline __attribute__((always_inline)) void combine_k(int k, const char *const *a, char *out, size_t n, size_t ahead,
-                                                            int nt) {
+static inline __attribute__((always_inline)) void combine_k(int k, const char *const *a, char *out, size_t n,
+                                                            size_t ahead, int nt) {
     size_t i = 0;
     for (; i < n && ((uintptr_t)(out + i) % LINE); ++i) { /* stores past the caches are aligned */
         char sum = 0;
@@ -240,7 +244,8 @@ static void leave_cpu_of_caller(void) {
     if (caller < 0 || sched_getcpu() != caller || sched_getaffinity(0, sizeof allowed, &allowed)) return;
     others = allowed;
     CPU_CLR(caller, &others);
-    if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others)) sched_setaffinity(0, sizeof allowed, &allowed);
+    if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others))
+        sched_setaffinity(0, sizeof allowed, &allowed);
 #endif
 }
 
