@@ -118,9 +118,9 @@ def test_interval_covers_where_it_is_called_reliable(n: int, size: int) -> None:
 
 @pytest.fixture(scope="module")
 def coverage_benchmark() -> Any:
-    """benchmarks/coverage.py, which does the same with 2000 repeats."""
+    """benchmarks/interval_coverage.py, which does the same with 2000 repeats."""
     pytest.importorskip("sklearn.datasets")
-    path = Path(__file__).parents[1] / "benchmarks" / "coverage.py"
+    path = Path(__file__).parents[1] / "benchmarks" / "interval_coverage.py"
     if not path.exists():
         pytest.skip("the benchmarks are not beside the tests here")
     spec = importlib.util.spec_from_file_location("coverage_benchmark", path)

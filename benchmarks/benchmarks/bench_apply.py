@@ -1,39 +1,50 @@
 """M @ x and M.solve(b) through the public interface, for 1 and 16 right-hand sides."""
 
 from . import suite
-from .problems import COLUMNS, DTYPES, ORDERS, SIZES, THREADS, Problem, fits
+from .problems import ORDERS, SIZES, THREADS, Problem
+
+SEVERAL = (SIZES, ["float64", "float32"], THREADS, ORDERS)
+SEVERAL_NAMES = (*suite.AXIS_NAMES, "order")
 
 
-class Apply(suite._Pair):
+class Apply(suite._Ours):
     """M @ x, one right-hand side."""
 
     operation = "apply"
-    params = (SIZES, DTYPES, THREADS)
-    param_names = ("n", "dtype", "threads")
-
-    def setup(self, n: int, dtype: str, threads: int) -> None:
-        """asv's."""
-        self.prepare(Problem(n, dtype), threads)
 
 
-class Solve(Apply):
+class ApplyPeers(suite._Peers):
+    """The kernel, `out` given, beside each peer."""
+
+    operation, kernel = "apply", True
+    params, param_names = suite.beside("apply"), suite.PEER_NAMES
+
+
+class ApplySeveral(suite._Ours):
+    """M @ X, X of shape (n, 16)."""
+
+    operation = "apply"
+    params, param_names = SEVERAL, SEVERAL_NAMES
+
+
+class ApplySeveralPeers(suite._Peers):
+    """The kernel, `out` given, beside each peer."""
+
+    operation, kernel = "apply", True
+    params, param_names = suite.beside("apply", SEVERAL), (*SEVERAL_NAMES, "peer")
+
+
+class Solve(suite._Ours):
     """M.solve(b)."""
 
     operation = "solve"
 
 
-class ApplySeveral(suite._Pair):
-    """M @ X, X of shape (n, 16)."""
+class SolvePeers(suite._Peers):
+    """Beside each peer, of which scipy allocates its result too."""
 
-    operation = "apply"
-    params = (SIZES, ["float64", "float32"], ORDERS, THREADS)
-    param_names = ("n", "dtype", "order", "threads")
-
-    def setup(self, n: int, dtype: str, order: str, threads: int) -> None:
-        """asv's."""
-        if not fits(n, dtype, COLUMNS):
-            raise NotImplementedError("needs too much memory")  # asv skips it
-        self.prepare(Problem(n, dtype, COLUMNS, order), threads)
+    operation = "solve"
+    params, param_names = suite.beside("solve"), suite.PEER_NAMES
 
 
 class PeakMemory:

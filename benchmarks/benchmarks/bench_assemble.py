@@ -1,16 +1,20 @@
 """M.to_dense()."""
 
 from . import suite
-from .problems import DENSE_SIZES, THREADS, Problem
+from .problems import DENSE_SIZES, THREADS
+
+AXES = (DENSE_SIZES, ["float64", "float32"], THREADS)
 
 
-class ToDense(suite._Pair):
+class ToDense(suite._Ours):
     """The public method, which allocates the matrix."""
 
     operation = "assemble"
-    params = (DENSE_SIZES, ["float64", "float32"], THREADS)
-    param_names = ("n", "dtype", "threads")
+    params = AXES
 
-    def setup(self, n: int, dtype: str, threads: int) -> None:
-        """asv's."""
-        self.prepare(Problem(n, dtype), threads)
+
+class ToDensePeers(suite._Peers):
+    """The kernel, `out` given, beside each peer."""
+
+    operation, kernel = "assemble", True
+    params, param_names = suite.beside("assemble", AXES), suite.PEER_NAMES

@@ -1,17 +1,22 @@
 """Inner products of a pair: y.y, y.g, g.g."""
 
 from . import suite
-from .problems import DTYPES, SIZES, THREADS, Problem
 
 
-class Gram(suite._Pair):
+class Gram(suite._Ours):
     """The kernel."""
 
-    operation = "gram"
-    kernel = True
-    params = (SIZES, DTYPES, THREADS)
-    param_names = ("n", "dtype", "threads")
+    operation, kernel = "gram", True
 
-    def setup(self, n: int, dtype: str, threads: int) -> None:
-        """asv's."""
-        self.prepare(Problem(n, dtype), threads)
+
+class GramPeers(suite._Peers):
+    """The kernel beside each peer."""
+
+    operation, kernel = "gram", True
+    params, param_names = suite.beside("gram"), suite.PEER_NAMES
+
+
+class Compensated(suite._Ours):
+    """The pass with error-free sums, which no peer has."""
+
+    operation, kernel = "compensated", True

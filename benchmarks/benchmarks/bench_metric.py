@@ -1,22 +1,28 @@
 """From a pair to its alignment and its metric."""
 
 from . import suite
-from .problems import DTYPES, SIZES, THREADS, Problem
 
 
-class Align(suite._Pair):
-    """align(grad, update); NumPy forms the three inner products, the angle and the condition number."""
+class Align(suite._Ours):
+    """align(grad, update)."""
 
     operation = "align"
-    params = (SIZES, DTYPES, THREADS)
-    param_names = ("n", "dtype", "threads")
-
-    def setup(self, n: int, dtype: str, threads: int) -> None:
-        """asv's."""
-        self.prepare(Problem(n, dtype), threads)
 
 
-class Construct(Align):
+class AlignPeers(suite._Peers):
+    """NumPy forms the three inner products, the angle and the condition number."""
+
+    operation = "align"
+    params, param_names = suite.beside("align"), suite.PEER_NAMES
+
+
+class Construct(suite._Ours):
     """metric(grad, update)."""
+
+    operation = "metric"
+
+
+class ConstructPeers(AlignPeers):
+    """The same formulas."""
 
     operation = "metric"

@@ -1,23 +1,29 @@
 """Projection of x off span{g}, and off span{y, g}."""
 
 from . import suite
-from .problems import DTYPES, SIZES, THREADS, Problem
 
 
-class ProjectOffOne(suite._Pair):
+class ProjectOffOne(suite._Ours):
     """The kernel, one vector."""
 
-    operation = "project"
-    kernel = True
-    params = (SIZES, DTYPES, THREADS)
-    param_names = ("n", "dtype", "threads")
-
-    def setup(self, n: int, dtype: str, threads: int) -> None:
-        """asv's."""
-        self.prepare(Problem(n, dtype), threads)
+    operation, kernel = "project", True
 
 
-class ProjectOffTwo(ProjectOffOne):
+class ProjectOffOnePeers(suite._Peers):
+    """The kernel beside each peer."""
+
+    operation, kernel = "project", True
+    params, param_names = suite.beside("project"), suite.PEER_NAMES
+
+
+class ProjectOffTwo(suite._Ours):
     """The kernel, two vectors."""
 
-    operation = "project2"
+    operation, kernel = "project2", True
+
+
+class ProjectOffTwoPeers(suite._Peers):
+    """The kernel beside each peer."""
+
+    operation, kernel = "project2", True
+    params, param_names = suite.beside("project2"), suite.PEER_NAMES

@@ -58,6 +58,35 @@ def dense(alpha: float, a: float, y: Array, b: float, g: Array, out: Array) -> N
 
 
 @njit(parallel=True, fastmath=True)
+def trajectory(grad: Array, update: Array, found: Array) -> None:
+    """Inner products of every step of every block: (blocks, steps, size) to (blocks, steps, 3 or 7)."""
+    blocks, steps, size = grad.shape
+    lag = found.shape[2] == 7
+    for b in prange(blocks):
+        for t in range(steps):
+            yy = yg = gg = yz = yh = gz = gh = 0.0
+            if lag and t > 0:
+                for i in range(size):
+                    y, g = np.float64(grad[b, t, i]), np.float64(update[b, t, i])
+                    z, h = np.float64(grad[b, t - 1, i]), np.float64(update[b, t - 1, i])
+                    yy += y * y
+                    yg += y * g
+                    gg += g * g
+                    yz += y * z
+                    yh += y * h
+                    gz += g * z
+                    gh += g * h
+                found[b, t, 3], found[b, t, 4], found[b, t, 5], found[b, t, 6] = yz, yh, gz, gh
+            else:
+                for i in range(size):
+                    y, g = np.float64(grad[b, t, i]), np.float64(update[b, t, i])
+                    yy += y * y
+                    yg += y * g
+                    gg += g * g
+            found[b, t, 0], found[b, t, 1], found[b, t, 2] = yy, yg, gg
+
+
+@njit(parallel=True, fastmath=True)
 def total2(x: Array, y: Array) -> float:
     """Reads two arrays."""
     s = x[0] - x[0]

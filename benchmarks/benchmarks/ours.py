@@ -7,7 +7,7 @@ import numpy as np
 import steepest
 from steepest import _core
 
-from .problems import Array, Problem
+from .problems import Array, Problem, Trajectory
 from .timing import Call
 
 OPERATIONS = ("gram", "align", "metric", "apply", "solve", "project", "project2", "assemble")
@@ -51,6 +51,14 @@ class Public:
         x = p.x
         return lambda: m.solve(x)
 
+    def trajectory3(self, p: Trajectory) -> Call:
+        grad, update = p.grad, p.update
+        return lambda: steepest.recording(grad=grad, update=update, lag=0)
+
+    def trajectory7(self, p: Trajectory) -> Call:
+        grad, update = p.grad, p.update
+        return lambda: steepest.recording(grad=grad, update=update, lag=1)
+
     def assemble(self, p: Problem) -> Call:
         m = steepest.metric(p.grad, p.update)
         return m.to_dense  # type: ignore[no-any-return]
@@ -64,6 +72,10 @@ class Kernel:
     def gram(self, p: Problem) -> Call:
         vectors = [_bits(p.grad), _bits(p.update)]
         return lambda: _core.gram(vectors)
+
+    def compensated(self, p: Problem) -> Call:
+        vectors = [_bits(p.grad), _bits(p.update)]
+        return lambda: _core.gram(vectors, "compensated")
 
     def apply(self, p: Problem) -> Call:
         operator, x, out = _operator(p), _bits(p.x), _bits(p.out)

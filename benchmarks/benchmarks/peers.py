@@ -1,37 +1,35 @@
-"""What users would write instead: NumPy as it comes to mind, NumPy and BLAS with care, numba, torch.
+"""What users would write instead: NumPy as it comes to mind, NumPy and BLAS with care, SciPy's inverse of L-BFGS.
+
+The others, each optional, are in `compiled_peers.py`; `PEERS` lists them all.
 
 A peer is a class with one method per operation; it takes a `Problem` and returns a call without arguments, or raises
-`NotApplicable`. Vectors are grad and update; y = -grad, but every formula is even in y or uses y.g > 0. bfloat16 is
-widened to float32 by the peers that have no arithmetic in it.
+`NotApplicable`. Vectors are grad and update; y = -grad, but every formula is even in y or uses y.g > 0. bfloat16 and
+float16 are widened to float32 by the peers that have no arithmetic in them, or whose sums would leave their range.
+Trajectories give, for each step, the inner products of every block: y.y, y.g, g.g, and with lag 1 the four with the
+step before; shape (blocks, steps, 3 or 7), the four of the first step 0.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from scipy.linalg import blas
+from scipy.optimize import LbfgsInvHessProduct
 
-from .problems import Array, Problem
+from .compiled_peers import Jax, Numba, Torch
+from .problems import Array, NotApplicable, Problem, Trajectory, inverse_coefficients
 from .timing import Call
-
-# Waiting threads that spin would be charged to whoever is measured next.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-class NotApplicable(Exception):
-    """The peer has no way to do this."""
 
 
 def _on(arrays: tuple[Array, ...], formula: Callable[..., Any]) -> Call:
-    """The formula on the arrays; bfloat16 is widened before and rounded after, at every call."""
+    """The formula on the arrays; narrow types are widened before and rounded after, at every call."""
     like = arrays[0].dtype
-    if like.name != "bfloat16":
+    if like.name not in ("bfloat16", "float16"):
         return lambda: formula(*arrays)
 
     def call() -> Any:
@@ -61,6 +59,23 @@ class NumPy:
 
     align = metric
 
+    def trajectory3(self, p: Trajectory) -> Call:
+        return lambda: self._trajectory(p, 0)
+
+    def trajectory7(self, p: Trajectory) -> Call:
+        return lambda: self._trajectory(p, 1)
+
+    def _trajectory(self, p: Trajectory, lag: int) -> Array:
+        found = np.zeros((p.blocks, p.steps, 3 + 4 * lag))
+        for b, (grad, update) in enumerate(zip(p.grad.values(), p.update.values(), strict=True)):
+            for t in range(p.steps):
+                y, g = grad[t], update[t]
+                found[b, t, :3] = y @ y, y @ g, g @ g
+                if lag and t:
+                    z, h = grad[t - 1], update[t - 1]
+                    found[b, t, 3:] = y @ z, y @ h, g @ z, g @ h
+        return found
+
     def apply(self, p: Problem) -> Call:
         yg, gg, alpha = p.scalars
 
@@ -73,14 +88,11 @@ class NumPy:
         return _on((p.grad, p.update, p.x), one if p.columns == 1 else several)
 
     def solve(self, p: Problem) -> Call:
-        yg, _, alpha = p.scalars
-        yy = alpha * yg
+        alpha = p.scalars[2]
 
-        # The inverse of the condition-optimal member: 1/alpha off y, and the secant part along g. `grad` is -y.
         def formula(grad: Array, g: Array, x: Array) -> Array:
-            gx, yx = g @ x, -(grad @ x)
-            along = (1.0 + yy / (alpha * yg)) * gx / yg - yx / (alpha * yg)
-            return x / alpha + g * along + grad * (gx / (alpha * yg))
+            along_grad, along_g = inverse_coefficients(p, grad @ x, g @ x)
+            return x / alpha + g * along_g + grad * along_grad
 
         if p.columns > 1:
             raise NotApplicable
@@ -161,6 +173,20 @@ class Blas:
 
         return one if p.columns == 1 else several
 
+    def solve(self, p: Problem) -> Call:
+        dot, axpy, _ = self._routines(p)
+        if p.columns > 1:
+            raise NotApplicable
+        y, g, x, out = p.grad, p.update, p.x, p.out
+
+        def call() -> Array:
+            along_grad, along_g = inverse_coefficients(p, dot(y, x), dot(g, x))
+            np.multiply(x, 1.0 / p.scalars[2], out=out)
+            axpy(y, out, a=along_grad)
+            return axpy(g, out, a=along_g)
+
+        return call
+
     def project(self, p: Problem) -> Call:
         dot, axpy, _ = self._routines(p)
         g, x, out = p.update, p.x, p.out
@@ -203,106 +229,46 @@ class Blas:
         return call
 
 
-class Numba:
-    """Loops fused by hand, in parallel, sums in double (the order of summation depends on the threads)."""
+class NumPyLoop:
+    """The obvious lines, one right-hand side after the other."""
 
-    name = "numba"
-    missing = None if importlib.util.find_spec("numba") else "numba is not installed"
-
-    def _loops(self, p: Problem) -> Any:
-        if p.dtype == "bfloat16":
-            raise NotApplicable
-        from . import numba_loops
-
-        return numba_loops
-
-    def gram(self, p: Problem) -> Call:
-        loops, y, g = self._loops(p), p.grad, p.update
-        return lambda: loops.gram(y, g)
-
-    def metric(self, p: Problem) -> Call:
-        return self.gram(p)
-
-    align = metric
+    name = "numpy loop"
+    missing: str | None = None
 
     def apply(self, p: Problem) -> Call:
-        loops = self._loops(p)
-        if p.columns > 1:
+        if p.columns == 1:
             raise NotApplicable
         yg, gg, alpha = p.scalars
         y, g, x, out = p.grad, p.update, p.x, p.out
-        kind = y.dtype.type
 
         def call() -> Array:
-            yx, gx = loops.two_dots(y, g, x)
-            loops.combine(kind(alpha), x, kind(yx / yg), y, kind(-alpha * gx / gg), g, out)
+            for j in range(p.columns):
+                one = x[:, j]
+                out[:, j] = y * (y @ one / yg) + alpha * (one - g * (g @ one / gg))
             return out
 
+        if p.dtype in ("bfloat16", "float16"):
+            raise NotApplicable
         return call
 
-    def project(self, p: Problem) -> Call:
-        loops, g, x, out = self._loops(p), p.update, p.x, p.out
-        kind = g.dtype.type
 
-        def call() -> Array:
-            gx, gg = loops.two_dots(x, g, g)
-            loops.axpy(x, kind(-gx / gg), g, out)
-            return out
+class SciPy:
+    """scipy.optimize.LbfgsInvHessProduct with one pair, which is an inverse: M(alpha)^-1 for alpha = 1, so scaled."""
 
-        return call
+    name = "scipy"
+    missing: str | None = None
 
-    def assemble(self, p: Problem) -> Call:
-        loops = self._loops(p)
-        yg, gg, alpha = p.scalars
-        y, g, out = p.grad.astype(np.float64), p.update.astype(np.float64), p.matrix
-        return lambda: loops.dense(alpha, 1.0 / yg, y, -alpha / gg, g, out)
+    def solve(self, p: Problem) -> Call:
+        if p.columns > 1 or p.dtype not in ("float64", "float32"):
+            raise NotApplicable
+        alpha = p.scalars[2]
+        root = p.update.dtype.type(math.sqrt(alpha))
+        inverse, x = LbfgsInvHessProduct((root * p.update)[None], (-p.grad / root)[None]), p.x
+        return lambda: inverse.matvec(x) / alpha
 
 
-class Torch:
-    """PyTorch on the CPU, results given where it takes them."""
-
-    name = "torch"
-    missing = None if importlib.util.find_spec("torch") else "torch is not installed"
-
-    def _tensor(self, x: Array) -> Any:
-        import torch
-
-        if x.dtype.name == "bfloat16":
-            return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(x)
-
-    def gram(self, p: Problem) -> Call:
-        y, g = self._tensor(p.grad), self._tensor(p.update)
-        return lambda: (y @ y, y @ g, g @ g)
-
-    def apply(self, p: Problem) -> Call:
-        import torch
-
-        yg, gg, alpha = p.scalars
-        y, g, x, out = (self._tensor(v) for v in (p.grad, p.update, p.x, p.out))
-
-        def one() -> Any:
-            yx, gx = float(y @ x), float(g @ x)
-            torch.mul(x, alpha, out=out)
-            out.add_(y, alpha=yx / yg)
-            return out.add_(g, alpha=-alpha * gx / gg)
-
-        w = torch.stack([y, g], dim=1)
-        core = torch.tensor(np.diag([1.0 / yg, -alpha / gg]), dtype=x.dtype)
-
-        def several() -> Any:
-            return torch.addmm(x, w, core @ (w.T @ x), beta=alpha, out=out)
-
-        return one if p.columns == 1 else several
-
-    def project(self, p: Problem) -> Call:
-        import torch
-
-        g, x, out = (self._tensor(v) for v in (p.update, p.x, p.out))
-        return lambda: torch.add(x, g, alpha=-float(g @ x) / float(g @ g), out=out)
-
-
-PEERS = [NumPy(), Blas(), Numba(), Torch()]
+#: In the order of their columns.
+PEERS = [NumPy(), NumPyLoop(), Blas(), SciPy(), Numba(), Torch(), Jax()]
 
 
 def available() -> list[Any]:
@@ -311,7 +277,8 @@ def available() -> list[Any]:
 
 
 def threads_of_peers(threads: int) -> Any:
-    """A context in which every peer uses so many threads."""
+    """A context in which every peer uses so many threads (JAX always uses all, and is left out where that is more)."""
+    Jax.allowed = threads >= Jax.threads()
     if Numba.missing is None:
         import numba
 

@@ -17,8 +17,12 @@ except ModuleNotFoundError:  # bfloat16 is then left out
 
 Array = NDArray[Any]
 
-#: Sizes of the vectors; STEEPEST_BENCH_LARGE=1 adds 1e8.
-SIZES = [1_000, 100_000, 10_000_000] + [100_000_000] * bool(os.environ.get("STEEPEST_BENCH_LARGE"))
+#: STEEPEST_BENCH_LARGE=1 adds vectors of 1e8.
+_LARGE = [100_000_000] * bool(os.environ.get("STEEPEST_BENCH_LARGE"))
+#: Sizes of the vectors: of asv, of the table, and of the table of targets.
+SIZES = [1_000, 100_000, 1_000_000, 10_000_000, *_LARGE]
+TABLE_SIZES = [1_000, 100_000, 10_000_000, *_LARGE]
+TARGET_SIZES = [100_000, 1_000_000, 10_000_000, *_LARGE]
 DTYPES = ["float64", "float32"] + ["bfloat16"] * (bfloat16 is not None)
 THREADS = [1, 2]
 #: Several right-hand sides: how many, and in which memory order.
@@ -32,12 +36,16 @@ MAX_OPERAND_BYTES = int(os.environ.get("STEEPEST_BENCH_MAX_BYTES", str(2**30)))
 
 def itemsize(dtype: str) -> int:
     """Bytes of one element."""
-    return {"float64": 8, "float32": 4, "bfloat16": 2}[dtype]
+    return {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}[dtype]
 
 
 def fits(n: int, dtype: str, columns: int = 1) -> bool:
     """Whether an operand of n rows is small enough to be measured."""
     return n * columns * itemsize(dtype) <= MAX_OPERAND_BYTES
+
+
+class NotApplicable(Exception):
+    """A competitor has no way to do this."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,8 @@ class Problem:
         return np.random.default_rng(seed).standard_normal(shape, dtype=kind)
 
     def _rounded(self, values: Array) -> Array:
-        return values if self.dtype != "bfloat16" else values.astype(bfloat16)
+        narrow = {"bfloat16": bfloat16, "float16": np.float16}.get(self.dtype)
+        return values if narrow is None else values.astype(narrow)
 
     @cached_property
     def grad(self) -> Array:
@@ -91,9 +100,59 @@ class Problem:
         return np.full((self.n, self.n), 0.0)
 
     @cached_property
+    def products(self) -> tuple[float, float, float]:
+        """grad.grad, grad.update and update.update, summed in float64, in which NumPy's float32 ones are off."""
+        return _dot(self.grad, self.grad), _dot(self.grad, self.update), _dot(self.update, self.update)
+
+    @cached_property
     def scalars(self) -> tuple[float, float, float]:
-        """y.g, g.g and alpha = y.y/(y.g), as Python numbers; sums in float64, in which NumPy's float32 ones are off."""
-        return -_dot(self.grad, self.update), _dot(self.update, self.update), _alpha(self.grad, self.update)
+        """y.g, g.g and alpha = y.y/(y.g), as Python numbers."""
+        yy, yg, gg = self.products
+        return -yg, gg, yy / -yg
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Gradients and updates of many steps, in named blocks of one size, each an array (steps, size)."""
+
+    n: int
+    dtype: str = "float32"
+    steps: int = 200
+    blocks: int = 50
+    columns = 1
+    order = "C"
+
+    @property
+    def size(self) -> int:
+        """Parameters of a block; n is divisible by their number."""
+        return self.n // self.blocks
+
+    @cached_property
+    def flat_grad(self) -> Array:
+        """All of grad as one vector, block after block."""
+        return np.random.default_rng(1).standard_normal(self.steps * self.n, dtype=np.dtype(self.dtype))
+
+    @cached_property
+    def flat_update(self) -> Array:
+        """All of update, at an angle of 45 degrees."""
+        noise = np.random.default_rng(2).standard_normal(self.steps * self.n, dtype=np.dtype(self.dtype))
+        noise -= self.flat_grad
+        noise *= 1e-2
+        return noise
+
+    def _blocks(self, flat: Array) -> dict[str, Array]:
+        parts = flat.reshape(self.blocks, self.steps, self.size)
+        return {f"block{i}": part for i, part in enumerate(parts)}
+
+    @cached_property
+    def grad(self) -> dict[str, Array]:
+        """Views of `flat_grad`."""
+        return self._blocks(self.flat_grad)
+
+    @cached_property
+    def update(self) -> dict[str, Array]:
+        """Views of `flat_update`."""
+        return self._blocks(self.flat_update)
 
 
 def _dot(x: Array, y: Array, run: int = 1_000_000) -> float:
@@ -101,5 +160,8 @@ def _dot(x: Array, y: Array, run: int = 1_000_000) -> float:
     return sum(float(x[i : i + run].astype(np.float64) @ y[i : i + run].astype(np.float64)) for i in starts)
 
 
-def _alpha(grad: Array, update: Array) -> float:
-    return _dot(grad, grad) / -_dot(grad, update)
+def inverse_coefficients(p: Problem, grad_x: float, g_x: float) -> tuple[float, float]:
+    """Of M^-1 x = x/alpha + a grad + b g: (a, b), from grad.x and g.x; y = -grad."""
+    yg, _, alpha = p.scalars
+    scale = 1.0 / (alpha * yg)
+    return float(g_x) * scale, 2.0 * float(g_x) / yg + float(grad_x) * scale

@@ -14,6 +14,8 @@ SHORTEST = 300e-6  # seconds; a sample repeats its call until it lasts this long
 # The threads of OpenBLAS and OpenMP go on spinning for up to 26 ms after a call, on the cores that the next competitor
 # would use. They are given the time to fall asleep, and each competitor the time to wake its own.
 SETTLE = 0.03  # seconds
+LONGEST = 60.0  # seconds; competitors that would take longer than this make FEWEST rounds
+FEWEST = 3
 
 
 def _sample(call: Call, repeats: int) -> float:
@@ -38,7 +40,7 @@ def interleaved(
         once = min(_sample(call, 1) for _ in range(2))
         repeats[name] = max(1, int(SHORTEST / max(once, 1e-9)))
         spent += 2 * repeats[name] * once + SETTLE
-    rounds = int(min(limit, max(rounds, seconds / spent)))
+    rounds = FEWEST if rounds * spent > LONGEST else int(min(limit, max(rounds, seconds / spent)))
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     shuffle = random.Random(0).shuffle
@@ -49,9 +51,3 @@ def interleaved(
             _sample(calls[name], repeats[name])
             times[name].append(_sample(calls[name], repeats[name]))
     return {name: np.array(found) for name, found in times.items()}
-
-
-def ratio(ours: Call, peer: Call, seconds: float = 0.5) -> float:
-    """Median time of ours over median time of the peer; below 1 is faster."""
-    times = interleaved({"ours": ours, "peer": peer}, seconds=seconds)
-    return float(np.median(times["ours"]) / np.median(times["peer"]))

@@ -1,6 +1,6 @@
 """How often the 95% interval of `steepest.pairs.stochastic` covers: feedback alignment on real digits.
 
-    python benchmarks/coverage.py [--repeats 2000] [--samples 20 50 200] [--steps 30 300 1500]
+    python benchmarks/interval_coverage.py [--repeats 2000] [--samples 20 50 200] [--steps 30 300 1500]
 
 A linear network of two layers, 64-16-10, is trained on the 1797 digits of scikit-learn by feedback alignment with full
 batches. At each point of training the rule is sampled: N batches of 32 examples, drawn independently WITH replacement.
