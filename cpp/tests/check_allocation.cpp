@@ -7,6 +7,7 @@
 
 #include "check.hpp"
 #include "steepest/apply.hpp"
+#include "steepest/elements.hpp"
 #include "steepest/gram.hpp"
 #include "steepest/parallel.hpp"
 #include "steepest/project.hpp"
