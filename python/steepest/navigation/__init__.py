@@ -4,6 +4,7 @@ A `Navigator` states the problem; `Navigator.policy` solves it in closed form on
 optimal paths on any smooth loss.
 """
 
+from steepest.navigation.collocation import Navigation, Path, solve_paths
 from steepest.navigation.limits import (
     ballistic_step,
     geometric_mean,
@@ -22,7 +23,9 @@ from steepest.navigation.policy import Policy
 __all__ = [
     "Drift",
     "Loss",
+    "Navigation",
     "Navigator",
+    "Path",
     "Policy",
     "Quadratic",
     "ballistic_step",
@@ -32,6 +35,7 @@ __all__ = [
     "rotation",
     "rotation_feedback",
     "short_horizon_velocity",
+    "solve_paths",
     "weight_decay",
     "weight_decay_feedback",
 ]
