@@ -5,6 +5,7 @@ optimal paths on any smooth loss.
 """
 
 from steepest.navigation.collocation import Navigation, Path, solve_paths
+from steepest.navigation.heavy_ball import HeavyBall
 from steepest.navigation.limits import (
     ballistic_step,
     geometric_mean,
@@ -22,6 +23,7 @@ from steepest.navigation.policy import Policy
 
 __all__ = [
     "Drift",
+    "HeavyBall",
     "Loss",
     "Navigation",
     "Navigator",

@@ -1,4 +1,4 @@
-"""The action J of a path over a finite horizon, with its exact gradient, in coordinates where |z|^2/2 is its kinetic part."""
+"""The action J of a path over a finite horizon, with its gradient, in coordinates that whiten its kinetic part."""
 
 from __future__ import annotations
 
@@ -134,9 +134,18 @@ class Action:
         return action, scipy.linalg.solve_triangular(over_space, by_x.T, lower=True).T.ravel()
 
     def residual(self, c: Array) -> float:
-        """How far the path is from the Euler-Lagrange equation ``p' - gamma p + J_f^T p = k grad L``, p = G (theta' - f)/eta.
+        """How far the path is from the Euler-Lagrange equation ``p' - gamma p + J_f^T p = k grad L``.
 
-        The root mean square over the path, relative to that of the terms; p' is that of the polynomial.
+        Parameters
+        ----------
+        c : ndarray, shape (nodes, n)
+            Nodal values.
+
+        Returns
+        -------
+        float
+            The root mean square over the path, relative to that of the terms; p = G (theta' - f)/eta, and p' is that
+            of the polynomial.
         """
         theta, velocity = self.basis.at_points(c)
         momentum = (velocity - self._drift(theta)) @ self.G / self.navigator.step_cost
@@ -194,8 +203,8 @@ def path_geometry(navigator: Navigator, n: int) -> Array:
         return full
     if B.shape != (n, n) or np.linalg.matrix_rank(B) < n:
         raise ValueError(
-            f"expected an actuation that reaches all {n} directions, got shape {B.shape}: the path solver varies the path, "
-            "and policy() treats restricted actuation on quadratics"
+            f"expected an actuation that reaches all {n} directions, got shape {B.shape}: the path solver varies the "
+            "path, and policy() treats restricted actuation on quadratics"
         )
     inverse = np.linalg.inv(B)
     geometry: Array = inverse.T @ full @ inverse

@@ -191,8 +191,8 @@ def solve_paths(
     Section 12 (the functional, paper); method: a Ritz discretisation, whose J is an upper bound up to quadrature,
     minimised by L-BFGS, finished by Newton with conjugate gradients. The first starts are resting at
     `theta0` and a continuation from a large discount, where the path is gradient descent. A point
-    with negative curvature is left to both sides. The Euler-Lagrange equation is never integrated forward: it has growing
-    modes.
+    with negative curvature is left to both sides. The Euler-Lagrange equation is never integrated forward: it has
+    growing modes.
 
     Examples
     --------
@@ -236,7 +236,9 @@ def solve_paths(
     minima = tuple(sorted((p for p in solutions if p.converged and p.curvature > -1e-6), key=lambda p: p.action))
     if not minima:
         best = min(solutions, key=lambda p: p.action)
-        text = f"none of {len(starts)} starts converged; the best path has a relative gradient of {best.gradient_norm:.1e}"
+        text = (
+            f"none of {len(starts)} starts converged; the best path has a relative gradient of {best.gradient_norm:.1e}"
+        )
         return Navigation((best,), "failed", text, len(starts))
     if convex:
         return Navigation(minima[:1], "global", "the action is convex, and this is its minimum", len(starts))

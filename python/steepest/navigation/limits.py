@@ -192,7 +192,8 @@ def geometric_mean(A: ArrayLike, B: ArrayLike) -> Array:
     first, second = (np.diag(m) if m.ndim == 1 else m for m in (first, second))
     values, V = scipy.linalg.eigh(second, first)
     W = V.T @ first
-    return (W.T * np.sqrt(values)) @ W
+    mean: Array = (W.T * np.sqrt(values)) @ W
+    return mean
 
 
 def rotation(frequency: float) -> Array:
@@ -265,7 +266,13 @@ def weight_decay_feedback(
 
 
 def rotation_feedback(
-    h: float, mu: ArrayLike, frequency: float, *, step_cost: float = 1.0, loss_weight: float = 1.0, discount: float = 0.0
+    h: float,
+    mu: ArrayLike,
+    frequency: float,
+    *,
+    step_cost: float = 1.0,
+    loss_weight: float = 1.0,
+    discount: float = 0.0,
 ) -> tuple[float, float, Array]:
     """Rate, frequency and fixed point of two parameters of one curvature under rotation.
 
@@ -310,4 +317,5 @@ def _raised(navigator: Navigator, gradient: Array) -> Array:
     G = navigator.metric
     if G is None:
         return gradient
-    return gradient / G if G.ndim == 1 else scipy.linalg.solve(G, gradient, assume_a="pos")
+    raised: Array = gradient / G if G.ndim == 1 else scipy.linalg.solve(G, gradient, assume_a="pos")
+    return raised

@@ -212,7 +212,7 @@ def symmetric(values: ArrayLike, name: str) -> Array:
     gap, size = float(np.abs(A - A.T).max()), float(np.abs(A).max())
     if gap > 1e-10 * size:
         raise ValueError(
-            f"expected {name} to be symmetric, got |{name} - {name}^T| up to {gap:.3g} beside elements up to {size:.3g}; "
-            f"pass ({name} + {name}^T)/2 if that is what is meant"
+            f"expected {name} to be symmetric, got a difference of up to {gap:.3g} from its transpose beside "
+            f"elements up to {size:.3g}; pass ({name} + {name}^T)/2 if that is what is meant"
         )
     return 0.5 * (A + A.T)

@@ -99,7 +99,7 @@ class Navigator:
         B = None if actuation is None else finite_array(actuation, "actuation")
         if B is not None and (B.ndim != 2 or B.size == 0 or (n is not None and len(B) != n)):
             raise ValueError(f"expected actuation of shape ({'n' if n is None else n}, m), got {B.shape}")
-        values = {
+        values: dict[str, Any] = {
             "loss": loss,
             "step_cost": float(step_cost),
             "loss_weight": float(loss_weight),
@@ -108,10 +108,10 @@ class Navigator:
             "drift": _drift(drift, n),
             "actuation": B,
         }
-        for name, value in values.items():
-            if isinstance(value, np.ndarray):
-                value.flags.writeable = False
-            object.__setattr__(self, name, value)
+        for name, entry in values.items():
+            if isinstance(entry, np.ndarray):
+                entry.flags.writeable = False
+            object.__setattr__(self, name, entry)
 
     def policy(self) -> Policy:
         """The optimal rule on a quadratic, in closed form.
@@ -132,7 +132,7 @@ class Navigator:
         -----
         O(n) if H, metric and drift are diagonals, else O(n^3).
         """
-        from steepest.navigation.policy import make_policy
+        from steepest.navigation.feedback import make_policy
 
         return make_policy(self)
 

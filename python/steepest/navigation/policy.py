@@ -16,15 +16,15 @@ from steepest.metric import metric as metric_at_a_point
 from steepest.metrics.dense import DenseMetric
 from steepest.metrics.diagonal import DiagonalMetric
 from steepest.metrics.interface import Metric
-from steepest.navigation.losses import Drift, Quadratic, finite_array, product
+from steepest.navigation.losses import Quadratic, finite_array, product
 from steepest.navigation.navigator import Navigator
-from steepest.navigation.rates import decay_factor, feedback_gain, integrated_decay, riccati
+from steepest.navigation.rates import decay_factor, integrated_decay
 from steepest.recording import Recording, recording
 
 if TYPE_CHECKING:
     from steepest.alignment import Alignment
 
-__all__ = ["Modes", "Policy", "make_policy"]
+__all__ = ["Modes", "Policy", "control_metric", "optimal_control"]
 
 Array = NDArray[np.float64]
 
@@ -124,7 +124,7 @@ class Policy:
 
     def control(self, theta: ArrayLike) -> Array:
         """u at `theta` of shape (..., n): ``-eta G^-1 B^T grad V``, of shape (..., m)."""
-        return _control(self.navigator, self.value_gradient(theta))
+        return optimal_control(self.navigator, self.value_gradient(theta))
 
     def value_gradient(self, theta: ArrayLike) -> Array:
         """grad V at `theta` of shape (..., n)."""
@@ -206,9 +206,9 @@ class Policy:
         if times.ndim > 1 or not (np.isfinite(times) & (times >= 0.0)).all():
             raise ValueError("expected t to be a time, or a list of times, finite and at least 0")
         if self.center_velocity.any():
-            return np.array([offset + self.center + self.update(theta0, float(s)) for s in np.atleast_1d(times)]).reshape(
-                (*times.shape, self.size)
-            )
+            return np.array(
+                [offset + self.center + self.update(theta0, float(s)) for s in np.atleast_1d(times)]
+            ).reshape((*times.shape, self.size))
         if self.modes is not None:
             return self.center + self.modes.apply(np.exp(-times[..., None] * self.modes.rates), offset)
         powers = scipy.linalg.expm(self.jacobian * times[..., None, None])
@@ -242,7 +242,7 @@ class Policy:
         return float(spent + self.center_cost * integrated_decay(np.array(gamma), duration))
 
     def metric(self, theta: ArrayLike | None = None, *, dt: float | None = None) -> Metric:
-        """The metric M with ``theta' = -M^-1 grad L``: ``M = (R + gamma I)/(eta k)``, in geometry G ``G (R_G + gamma)/(eta k)``.
+        """The metric M with ``theta' = -M^-1 grad L``: ``M = G (R_G + gamma I)/(eta k)``.
 
         Parameters
         ----------
@@ -270,7 +270,8 @@ class Policy:
         if theta is not None:
             if dt is not None:
                 raise ValueError("expected theta or dt, got both: at a state, take steepest.metric(grad, update)")
-            return metric_at_a_point(self.loss.gradient(theta), self.velocity(theta))
+            at_state: Metric = metric_at_a_point(self.loss.gradient(theta), self.velocity(theta))
+            return at_state
         if self.not_natural is not None or self.modes is None:
             raise ValueError(
                 f"no constant metric: {self.not_natural}. metric(theta) and alignment(theta) give what holds at a state"
@@ -295,11 +296,10 @@ class Policy:
 
     def alignment(self, theta: ArrayLike) -> Alignment:
         """`steepest.align` of grad L and the rule's velocity at `theta` of shape (n,)."""
-        return align(self.loss.gradient(theta), self.velocity(theta))
+        alignment: Alignment = align(self.loss.gradient(theta), self.velocity(theta))
+        return alignment
 
-    def recording(
-        self, theta0: ArrayLike, t: ArrayLike, *, objective: Literal["loss", "value"] = "loss"
-    ) -> Recording:
+    def recording(self, theta0: ArrayLike, t: ArrayLike, *, objective: Literal["loss", "value"] = "loss") -> Recording:
         """The rule's trajectory for `steepest.analyze`.
 
         Parameters
@@ -353,136 +353,43 @@ class Policy:
         )
 
 
-def make_policy(navigator: Navigator) -> Policy:
-    """The optimal rule; see `Navigator.policy`.
+def control_metric(navigator: Navigator) -> Array:
+    """G of the controls of a quadratic problem, the identity by default.
 
     Parameters
     ----------
     navigator : Navigator
-        With a quadratic loss and a linear drift.
+        The problem.
 
     Returns
     -------
-    Policy
-        Feedback law.
-
-    Raises
-    ------
-    TypeError
-        The loss is no `Quadratic`, or the drift is not linear.
+    ndarray, shape (m,) or (m, m)
+        Symmetric positive definite.
     """
-    loss, G, F, B = navigator.loss, navigator.metric, navigator.drift, navigator.actuation
-    if not isinstance(loss, Quadratic):
-        raise TypeError("expected a Quadratic for a closed form, got a Loss: solve(theta0, horizon) finds its paths")
-    if isinstance(F, Drift):
-        raise TypeError("expected a linear drift for a closed form, got a Drift: solve(theta0, horizon) finds its paths")
-    drift_is_diagonal = F is None or F.ndim == 1
-    if loss.diagonal and (G is None or G.ndim == 1) and drift_is_diagonal and B is None:
-        return _diagonal_policy(navigator, loss)
-    n = loss.size
-    full_G = np.eye(n if B is None else B.shape[1]) if G is None else np.diag(G) if G.ndim == 1 else G
-    if F is None:
-        if B is None:
-            return _gradient_policy(navigator, loss, full_G)
-        if B.shape == (n, n) and np.linalg.matrix_rank(B) == n:
-            inverse = np.linalg.inv(B)
-            return _gradient_policy(navigator, loss, inverse.T @ full_G @ inverse)
-    return _riccati_policy(navigator, loss, full_G)
-
-
-def _diagonal_policy(navigator: Navigator, loss: Quadratic) -> Policy:
-    gamma, eta = navigator.discount, navigator.step_cost
-    g = np.ones(loss.size) if navigator.metric is None else navigator.metric
-    f = np.zeros(loss.size) if navigator.drift is None else navigator.drift
-    assert isinstance(f, np.ndarray)
-    X = eta * navigator.loss_weight * loss.H / g
-    gain = feedback_gain(X, gamma, f)
-    rates = gain - f
-    S = g * gain / eta
-    if not f.any():
-        return _assemble(navigator, loss, S, -rates, loss.mu, Modes(rates), None)
-    rest, below = X + f * (f - gamma), gamma + rates  # rest = rates (rates + gamma)
-    at_rest = rest != 0.0
-    center = np.where(at_rest, X * loss.mu / np.where(at_rest, rest, 1.0), loss.mu)
-    constant = np.where(X == 0.0, 0.0, X * loss.mu / np.where(X == 0.0, 1.0, below))
-    velocity = np.where(at_rest, 0.0, constant - rates * center)
-    gradient = S * center - g * constant / eta
-    return _assemble(
-        navigator, loss, S, -rates, center, Modes(rates), _DRIFT_REASON, velocity=velocity, gradient=gradient
-    )
-
-
-_DRIFT_REASON = "the drift moves the fixed point off the minimum of L, and may turn the Jacobian"
-
-
-def _gradient_policy(navigator: Navigator, loss: Quadratic, G: Array) -> Policy:
-    """No drift, every direction actuated: section 13, natural gradient."""
-    curvature, V = scipy.linalg.eigh(loss.dense(), G)  # V^T G V = I
-    # Rounding must not make a flat direction a descending one.
-    floor = 4.0 * np.finfo(np.float64).eps * len(curvature) * np.abs(curvature).max()
-    curvature = np.where(np.abs(curvature) <= floor, 0.0, curvature)
-    rates = feedback_gain(navigator.step_cost * navigator.loss_weight * curvature, navigator.discount)
-    W = V.T @ G
-    S = (W.T * (rates / navigator.step_cost)) @ W
-    return _assemble(navigator, loss, S, -(V * rates) @ W, loss.mu, Modes(rates, V, W), None)
-
-
-def _riccati_policy(navigator: Navigator, loss: Quadratic, G: Array) -> Policy:
-    n, eta, gamma = loss.size, navigator.step_cost, navigator.discount
-    B = np.eye(n) if navigator.actuation is None else navigator.actuation
-    F = np.zeros((n, n)) if navigator.drift is None else navigator.drift
-    assert isinstance(F, np.ndarray)
-    F = np.diag(F) if F.ndim == 1 else F
-    H = loss.dense()
-    S = riccati(H, G, F, B, step_cost=eta, loss_weight=navigator.loss_weight, discount=gamma)
-    push = eta * B @ np.linalg.solve(G, B.T)  # eta W
-    A = F - push @ S
-    if not F.any():
-        reason = "the rule moves in the range of the actuation only, where a metric would have to be singular"
-        return _assemble(navigator, loss, S, A, loss.mu, None, reason)
-    s = -np.linalg.solve(gamma * np.eye(n) - F.T + S @ push, navigator.loss_weight * H @ loss.mu)
-    constant = -push @ s
-    center, velocity = loss.mu, A @ loss.mu + constant
-    if np.linalg.cond(A) < 1e12:
-        center, velocity = -np.linalg.solve(A, constant), np.zeros(n)
-    return _assemble(
-        navigator, loss, S, A, center, None, _DRIFT_REASON, velocity=velocity, gradient=S @ center + s
-    )
-
-
-def _assemble(
-    navigator: Navigator,
-    loss: Quadratic,
-    S: Array,
-    A: Array,
-    center: Array,
-    modes: Modes | None,
-    reason: str | None,
-    velocity: Array | None = None,
-    gradient: Array | None = None,
-) -> Policy:
-    velocity = np.zeros(loss.size) if velocity is None else velocity
-    gradient = np.zeros(loss.size) if gradient is None else gradient
-    drift = np.zeros(loss.size) if navigator.drift is None else product(np.asarray(navigator.drift), center)
-    # HJB at the center: gamma V = k L + grad V . f - (eta/2) |B^T grad V|^2
-    pushed = _control(navigator, gradient)
-    effort = 0.5 * float(pushed @ product(_geometry(navigator), pushed)) / navigator.step_cost
-    rest = navigator.loss_weight * float(loss.value(center)) + float(gradient @ drift) - effort
-    for array in (S, A):
-        array.flags.writeable = False
-    return Policy(navigator, S, A, center, velocity, gradient, rest, modes, reason)
-
-
-def _geometry(navigator: Navigator) -> Array:
     if navigator.metric is not None:
         return navigator.metric
     assert isinstance(navigator.loss, Quadratic)
     return np.ones(navigator.loss.size if navigator.actuation is None else navigator.actuation.shape[1])
 
 
-def _control(navigator: Navigator, gradient: Array) -> Array:
+def optimal_control(navigator: Navigator, gradient: Array) -> Array:
+    """``u = -eta G^-1 B^T grad V``.
+
+    Parameters
+    ----------
+    navigator : Navigator
+        The problem.
+    gradient : ndarray, shape (..., n)
+        grad V.
+
+    Returns
+    -------
+    ndarray, shape (..., m)
+        Controls.
+    """
     pulled = gradient if navigator.actuation is None else gradient @ navigator.actuation
-    G = _geometry(navigator)
-    solved = pulled / G if G.ndim == 1 else np.linalg.solve(G, pulled[..., None])[..., 0]
-    result: Array = -navigator.step_cost * solved
-    return result
+    G = control_metric(navigator)
+    if G.ndim == 1:
+        return -navigator.step_cost * pulled / G
+    solved: Array = np.linalg.solve(G, pulled[..., None])[..., 0]
+    return -navigator.step_cost * solved

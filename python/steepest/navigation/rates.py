@@ -52,14 +52,15 @@ def feedback_gain(curvature: ArrayLike, discount: float, drift: ArrayLike = 0.0)
     if unbounded.any():
         raise ValueError(
             f"J is unbounded below: the curvature eta k h = {float(X[unbounded].min()):.6g} is below -(gamma/2 - f)^2, "
-            f"or f above gamma/2, with gamma = {discount:.6g}; raise discount, take |H|, or solve() over a finite horizon"
+            f"or f above gamma/2, with gamma = {discount:.6g}; raise discount, take |H|, or solve() a finite horizon"
         )
     # As hypot, and as a difference of squares: neither squares gamma.
     root = np.where(X >= 0.0, np.hypot(gap, side), np.sqrt(np.maximum(gap - side, 0.0)) * np.sqrt(gap + side))
     total = root + gap
     ratio = np.divide(X, total, out=np.zeros_like(total), where=total > 0.0)
     # Where L is flat nothing is spent, however fast the drift.
-    return np.where((lag >= 0.0) | (X == 0.0), ratio, total)
+    gain: Array = np.where((lag >= 0.0) | (X == 0.0), ratio, total)
+    return gain
 
 
 def integrated_decay(rates: Array, time: ArrayLike) -> Array:
@@ -104,9 +105,7 @@ def decay_factor(A: Array, time: float) -> Array:
     return integral
 
 
-def riccati(
-    H: Array, G: Array, F: Array, B: Array, *, step_cost: float, loss_weight: float, discount: float
-) -> Array:
+def riccati(H: Array, G: Array, F: Array, B: Array, *, step_cost: float, loss_weight: float, discount: float) -> Array:
     """S of ``gamma S = k H + S F + F^T S - eta S B G^-1 B^T S``, the solution that stabilises.
 
     Parameters
@@ -149,20 +148,21 @@ def riccati(
             what = "the loss does not see"
         if what is not None:
             raise ValueError(
-                f"no finite optimum: {what} a direction that the drift leaves at rate {value.real + 0.5 * discount:.3g} "
-                f">= discount/2 = {0.5 * discount:.3g}; raise discount, or change actuation, drift or H"
+                f"no finite optimum: {what} a direction that the drift leaves at rate "
+                f"{value.real + 0.5 * discount:.3g} >= discount/2 = {0.5 * discount:.3g}; raise "
+                f"discount, or change actuation, drift or H"
             )
     try:
-        S = scipy.linalg.solve_continuous_are(shifted, B, loss_weight * H, G / step_cost)
+        solution = scipy.linalg.solve_continuous_are(shifted, B, loss_weight * H, G / step_cost)
     except (np.linalg.LinAlgError, ValueError) as error:
         raise ValueError(f"no finite optimum: the Riccati equation has no stabilising solution ({error})") from error
-    S = 0.5 * (S + S.T)
+    S: Array = 0.5 * (solution + solution.T)
     pull = S @ B
     terms = (
         loss_weight * H, S @ shifted, shifted.T @ S, -step_cost * pull @ np.linalg.solve(G, pull.T)
     )  # fmt: skip
-    error = float(np.abs(sum(terms)).max())
+    gap = float(np.abs(sum(terms)).max())
     scale = max(float(np.abs(term).max()) for term in terms)
-    if not error <= 1e-8 * scale or not math.isfinite(error):
-        raise ValueError(f"the Riccati equation could not be solved: residual {error:.3g} beside terms of {scale:.3g}")
+    if not gap <= 1e-8 * scale or not math.isfinite(gap):
+        raise ValueError(f"the Riccati equation could not be solved: residual {gap:.3g} beside terms of {scale:.3g}")
     return S
