@@ -42,8 +42,8 @@ def feedback_gain(curvature: ArrayLike, discount: float, drift: ArrayLike = 0.0)
 
     Examples
     --------
-    >>> feedback_gain([1.0, 1e-20], discount=10.0).tolist()
-    [0.09901951359278483, 1e-21]
+    >>> feedback_gain([4.0, 3e-20], discount=3.0).tolist()
+    [1.0, 1e-20]
     """
     X, f = np.broadcast_arrays(np.asarray(curvature, dtype=np.float64), np.asarray(drift, dtype=np.float64))
     lag = 0.5 * discount - f
