@@ -19,7 +19,7 @@ def spd(n, rng, shift=0.3):
     return X @ X.T + shift * np.eye(n)
 
 
-def value_by_backward_integration(H, mu, G, F, B, eta, k, gamma, duration=60.0):
+def value_by_backward_integration(H, mu, G, F, B, eta, k, gamma, duration=130.0):
     """Coefficients S, s of V, as the limit of the finite-horizon problem: an ODE in the time to go."""
     n = len(H)
     W = B @ np.linalg.inv(G) @ B.T
@@ -348,8 +348,16 @@ def test_a_rule_with_drift_descends_on_its_value_function_if_not_on_the_loss():
     np.testing.assert_array_equal(statuses == "ok", slope < 0)
     assert 0 < (slope >= 0).sum() < len(slope)
     assert np.isnan(run["cond_min"][:, 0]).sum() == (slope >= 0).sum()
-    value = steepest.analyze(policy.recording([1.5, 1.5], times, objective="value"))["run"]
-    assert (value["psi"][:, 0] < math.pi / 2).all()
+    # V falls by what is spent beyond the cost of rest: always at gamma = 0, where rest costs nothing.
+    assert policy.center_cost > 0.0
+    centred = Navigator(Quadratic([4.0, 4.0]), drift=navigation.rotation(10.0)).policy()
+    for rule in (policy, centred):
+        run = steepest.analyze(rule.recording([1.5, 1.5], times, objective="value"))["run"]
+        theta_v = rule.trajectory([1.5, 1.5], times)
+        spent = 2.0 * np.sum((theta_v - rule.loss.mu) ** 2, axis=1) + np.sum(rule.control(theta_v) ** 2, axis=1) / 2
+        np.testing.assert_array_equal(run["psi"][:, 0] < math.pi / 2, spent > rule.center_cost)
+    assert np.isfinite(centred.value([1.5, 1.5]))
+    assert (run["psi"][:, 0] < math.pi / 2).all()
     with pytest.raises(ValueError, match="fixed point off the minimum"):
         policy.metric()
     descending = theta[np.flatnonzero(slope < 0)[0]]

@@ -224,12 +224,14 @@ def solve_paths(
     action = Action(navigator, x0, last, basis, navigator.discount)
 
     convex = _is_convex(navigator)
-    starts = list(_starts(action, targets, 0 if convex else n_starts, spread, generator, tolerance))
+    with np.errstate(over="ignore", invalid="ignore"):
+        starts = list(_starts(action, targets, 0 if convex else n_starts, spread, generator, tolerance))
     found: list[Path] = []
-    for name, c in starts:
-        for path in _descend(action, c, name, tolerance):
-            _insert(found, path)
-    found = [_refined(navigator, x0, last, path, refinements, tolerance) for path in found]
+    with np.errstate(over="ignore", invalid="ignore"):  # where J has no lower bound, a descent leaves the range
+        for name, c in starts:
+            for path in _descend(action, c, name, tolerance):
+                _insert(found, path)
+        found = [_refined(navigator, x0, last, path, refinements, tolerance) for path in found]
     solutions: list[Path] = []
     for path in found:
         _insert(solutions, path)
@@ -237,7 +239,8 @@ def solve_paths(
     if not minima:
         best = min(solutions, key=lambda p: p.action)
         text = (
-            f"none of {len(starts)} starts converged; the best path has a relative gradient of {best.gradient_norm:.1e}"
+            f"none of {len(starts)} starts converged; the best path has J = {best.action:.4g} and a relative gradient "
+            f"of {best.gradient_norm:.1e}: J may be unbounded below over this horizon"
         )
         return Navigation((best,), "failed", text, len(starts))
     if convex:
@@ -307,8 +310,7 @@ def _well(navigator: Navigator, point: Array) -> Array:
 def _minimise(action: Action, z: Array, tolerance: float, max_iterations: int = 3000) -> tuple[Array, float]:
     """L-BFGS, then Newton steps on the gradient alone, which has digits left where differences of J have none."""
     options = {"maxiter": max_iterations, "maxfun": 2 * max_iterations, "maxcor": 30, "ftol": 0.0, "gtol": 1e-12}
-    with np.errstate(over="ignore", invalid="ignore"):
-        z = np.asarray(scipy.optimize.minimize(action, z, jac=True, method="L-BFGS-B", options=options).x)
+    z = np.asarray(scipy.optimize.minimize(action, z, jac=True, method="L-BFGS-B", options=options).x)
     value, gradient = action(z)
     unit = math.sqrt(2.0 * abs(value)) or 1.0
     size = float(np.linalg.norm(gradient)) / unit
@@ -356,7 +358,7 @@ def _least_curvature(action: Action, z: Array) -> tuple[float, Array]:
 
 def _descend(action: Action, c: Array, start: str, tolerance: float) -> list[Path]:
     z, size = _minimise(action, action.from_path(c), tolerance)
-    if size > 1e-2:
+    if not size <= 1e-2:
         return [_path(action, z, size, math.nan, start, tolerance)]
     curvature, direction = _least_curvature(action, z)
     if curvature > -1e-6:
@@ -373,8 +375,10 @@ def _path(action: Action, z: Array, size: float, curvature: float, start: str, t
     c, basis = action.to_path(z), action.basis
     kinetic, potential = action.parts(c)
     loss, grad = loss_on_path(action.navigator.loss, c)
+    velocity = basis.nodal_velocity(c)
+    velocity[0], velocity[-1] = action.end_velocities(c)
     return Path(
-        basis.nodes, c, basis.nodal_velocity(c), grad, loss, kinetic + potential, kinetic, potential,
+        basis.nodes, c, velocity, grad, loss, kinetic + potential, kinetic, potential,
         bool(size <= tolerance), size, action.residual(c), curvature, start, basis,
     )  # fmt: skip
 

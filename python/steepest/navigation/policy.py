@@ -310,7 +310,7 @@ class Policy:
             Times.
         objective : {'loss', 'value'}
             What the rule is measured on: L, or the value function V, up to a constant. A rule with drift need not
-            descend on L; at gamma = 0 every rule descends on V (section 14, 5).
+            descend on L; at gamma = 0 every rule descends on V, where V is finite (section 14, 5).
 
         Returns
         -------
@@ -389,5 +389,7 @@ def optimal_control(navigator: Navigator, gradient: Array) -> Array:
     """
     pulled = gradient if navigator.actuation is None else gradient @ navigator.actuation
     G = control_metric(navigator)
-    controls: Array = -navigator.step_cost * (pulled / G if G.ndim == 1 else np.linalg.solve(G, pulled[..., None])[..., 0])
+    controls: Array = -navigator.step_cost * (
+        pulled / G if G.ndim == 1 else np.linalg.solve(G, pulled[..., None])[..., 0]
+    )
     return controls
