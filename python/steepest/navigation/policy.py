@@ -389,7 +389,5 @@ def optimal_control(navigator: Navigator, gradient: Array) -> Array:
     """
     pulled = gradient if navigator.actuation is None else gradient @ navigator.actuation
     G = control_metric(navigator)
-    controls: Array = -navigator.step_cost * (
-        pulled / G if G.ndim == 1 else np.linalg.solve(G, pulled[..., None])[..., 0]
-    )
-    return controls
+    raised: Array = pulled / G if G.ndim == 1 else np.asarray(np.linalg.solve(G, pulled[..., None])[..., 0], np.float64)
+    return -navigator.step_cost * raised
