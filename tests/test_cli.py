@@ -23,6 +23,9 @@ def test_reproduce_end_to_end(tmp_path, capsys):
         "lti.npz", "lti.csv", "lti_curves.csv", "lti.png", "lti.pdf", "geometry.png", "geometry.pdf",
         "feedback_alignment.npz", "feedback_alignment.csv",
         "feedback_alignment.png", "feedback_alignment.pdf",
+        "navigation.npz", "navigation.csv",
+        *(f"navigation_{name}.{ending}" for ending in ("png", "pdf")
+          for name in ("wells", "quadratics", "geometry_and_drift", "metrics")),
     }  # fmt: skip
     assert (out / "lti.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "feedback_alignment.pdf").read_bytes().startswith(b"%PDF")

@@ -15,10 +15,11 @@ from steepest.cli.output import CommandError, Table, message, print_json, print_
 if TYPE_CHECKING:
     from steepest.experiments.feedback_alignment import FeedbackAlignment
     from steepest.experiments.lti import LTI
+    from steepest.experiments.navigation import Course
 
 __all__ = ["add", "reproduce"]
 
-_EXPERIMENTS = ("lti", "feedback-alignment")
+_EXPERIMENTS = ("lti", "feedback-alignment", "navigation")
 _LARGE_SYSTEM = 100  # states of the second linear system, which enters the table only
 
 
@@ -33,8 +34,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "reproduce",
         help="run the experiments; write tables, numbers and figures",
-        description="Run the linear dynamics and the feedback alignment experiment: tables on standard "
-        "output, numbers (npz, csv) and figures (png, pdf) in a folder.",
+        description="Run the linear dynamics, the feedback alignment and the navigation experiment: tables on "
+        "standard output, numbers (npz, csv) and figures (png, pdf) in a folder.",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("results"), help="folder for the results (default: %(default)s)"
@@ -71,8 +72,8 @@ def reproduce(arguments: argparse.Namespace) -> None:
         A dependency is missing.
     """
     out, data, quick, seed, only = (getattr(arguments, name) for name in ("out", "data", "quick", "seed", "only"))
-    if data is not None and only == "lti":
-        arguments.usage_error("--data is for feedback alignment, which --only lti leaves out")
+    if data is not None and only not in (None, "feedback-alignment"):
+        arguments.usage_error(f"--data is for feedback alignment, which --only {only} leaves out")
     chosen = _EXPERIMENTS if only is None else (only,)
     # Before anything runs: what is missing should not show after minutes of work.
     needed = ["matplotlib"]
@@ -89,6 +90,9 @@ def reproduce(arguments: argparse.Namespace) -> None:
         written += paths
     if "feedback-alignment" in chosen:
         paths, tables["feedback_alignment"] = _run_feedback_alignment(out, data, seed, quick)
+        written += paths
+    if "navigation" in chosen:
+        paths, tables["navigation"] = _run_navigation(out, seed, quick)
         written += paths
     if arguments.json:
         found = {name: {"title": table.title, "rows": table.to_dicts()} for name, table in tables.items()}
@@ -189,6 +193,39 @@ def _feedback_alignment_rows(result: FeedbackAlignment) -> list[tuple[str, ...]]
         )
         for training in result.trainings
     ]
+
+
+def _run_navigation(out: Path, seed: int, quick: bool) -> tuple[list[Path], Table]:
+    from steepest.experiments import navigation, navigation_figures
+    from steepest.experiments.output import write_figure
+
+    result = navigation.run(50 if quick else 200, rng=np.random.default_rng(seed))
+    written = navigation.write(result, out)
+    for name in ("wells", "quadratics", "geometry_and_drift", "metrics"):
+        written += write_figure(getattr(navigation_figures, name)(result), out / f"navigation_{name}")
+    return written, Table(
+        f"Optimal navigation: learning rules that minimise effort and loss together. Double well: {result.status}",
+        ("problem", "rule or path", "J", "psi (deg)", "least cond", "own cond M", "M to optimum"),
+        [_navigation_row(group, course) for group, courses in result.groups.items() for course in courses],
+        f"the path that has to end at (1.0625, 0) has J = {result.fixed_end_action:.6f}; own cond M: of the constant "
+        "metric of the rule, where it has one; M to optimum: affine-invariant distance to the condition-optimal metric",
+    )
+
+
+def _navigation_row(group: str, course: Course) -> tuple[str, ...]:
+    def span(values: np.ndarray[tuple[int], np.dtype[np.float64]], form: str) -> str:
+        finite = values[np.isfinite(values)]
+        return "" if finite.size == 0 else f"{finite.min():{form}} to {finite.max():{form}}"
+
+    return (
+        group,
+        course.name,
+        f"{course.action:.6f}" if math.isfinite(course.action) else "infinite",
+        span(np.degrees(course.angle), ".1f"),
+        span(course.cond, ".3g"),
+        f"{course.own_cond:.3g}" if math.isfinite(course.own_cond) else "",
+        span(course.distance, ".2f"),
+    )
 
 
 class _Bar:

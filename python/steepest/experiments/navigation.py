@@ -172,13 +172,13 @@ def run(n_steps: int = 200, *, rng: np.random.Generator | int | None = None) -> 
     wells, fixed_end_action, status = _wells(n_steps, np.random.default_rng(rng))
     line = tuple(
         _policy_course(
-            f"γ = {gamma:g}", Navigator(Quadratic([1.0], 1.0), discount=gamma).policy(), np.zeros(1), 12.0, n_steps
+            f"gamma = {gamma:g}", Navigator(Quadratic([1.0], 1.0), discount=gamma).policy(), np.zeros(1), 12.0, n_steps
         )
         for gamma in DISCOUNTS
     )
     valley = tuple(
         _policy_course(
-            f"γ = {gamma:g}", Navigator(Quadratic(VALLEY), discount=gamma).policy(), VALLEY_START, 12.0, n_steps
+            f"gamma = {gamma:g}", Navigator(Quadratic(VALLEY), discount=gamma).policy(), VALLEY_START, 12.0, n_steps
         )
         for gamma in DISCOUNTS
     )
@@ -263,7 +263,8 @@ def _course(name: str, rec: Recording, state: Array, spent: Array, policy: Polic
 def write(result: Navigation, folder: Path) -> list[Path]:
     """Write ``navigation.npz`` and ``navigation.csv``, one row for each time of each course, to `folder`."""
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("figure", "course", "time", "theta_0", "theta_1", "loss", "psi_deg", "cond", "distance", "spent")
+        name: []
+        for name in ("figure", "course", "time", "theta_0", "theta_1", "loss", "psi_deg", "cond", "distance", "spent")
     }  # fmt: skip
     for group, courses in result.groups.items():
         for course in courses:

@@ -24,23 +24,27 @@ Array = NDArray[np.float64]
 #: Under each figure; they say where the computation departs from the published code.
 CAPTIONS = {
     "wells": (
-        "Optimal paths over T = 4 (η = k = 1, γ = 0.1) with a free end, minima of the action found by direct collocation "
-        "from many starts, beside gradient descent θ' = −∇L. Against the authors' notebook: the end is free, not fixed at "
-        "(1.0625, 0), and gradient descent uses the true derivative 4x(x² − 1) − 1/2 (the notebook has 2x(x² − 1) − 1/2)."
+        "Optimal paths over T = 4 (η = k = 1, γ = 0.1) with a free end, minima of the action found by direct "
+        "collocation from many starts, beside gradient descent θ' = −∇L. Against the authors' notebook: the end "
+        "is free, not fixed at (1.0625, 0), and gradient descent uses the true derivative 4x(x² − 1) − 1/2 (the "
+        "notebook has 2x(x² − 1) − 1/2)."
     ),
     "quadratics": (
-        "Optimal rule θ' = −R(θ − μ), R = √(γ²/4 + ηkH) − γ/2, for three discounts (η = k = 1). a, b: h = 1, μ = 1, θ(0) = 0. "
-        "c, d: h = (1/9, 1), μ = 0, θ(0) = (−3, −3). J includes the discount of each rule."
+        "Optimal rule θ' = −R(θ − μ), R = √(γ²/4 + ηkH) − γ/2, for three discounts (η = k = 1). a, b: h = 1, μ = "
+        "1, θ(0) = 0. c, d: h = (1/9, 1), μ = 0, θ(0) = (−3, −3). J includes the discount of each rule."
     ),
     "geometry_and_drift": (
-        "h = (4, 4), μ = (0, −1/2) (cross), γ = 0, η = k = 1, from (1.5, 1.5); G = diag(1/50, 1), rotation and decay at 10. "
-        "Dots: the fixed points that the trajectories lead to. The notebook's dot of the rotation is another point near 0, and "
-        "its weight decay has j(j − γ) where j(j + γ) is right, the same at γ = 0. Shaded: ∇L·θ' ≥ 0, so that no metric exists."
+        "h = (4, 4), μ = (0, −1/2) (cross), γ = 0, η = k = 1, from (1.5, 1.5); G = diag(1/50, 1), rotation and "
+        "decay at 10. Dots: fixed points, where the trajectories lead; with drift rest has a cost, and the rule "
+        "is the limit γ → 0. The notebook's dot of the rotation is another point near 0, and its weight decay has "
+        "j(j − γ) where j(j + γ) is right, the same at γ = 0. Shaded: ∇L·θ' ≥ 0, so that no metric exists at that "
+        "time."
     ),
     "metrics": (
-        "The rules of the valley, h = (1/9, 1), as natural gradient descent with M = (R + γI)/(ηk). a: condition number of M "
-        "over the discount, from √9 (ballistic) to 1 (gradient descent). b: angle between −∇L and θ'. c: least condition number of "
-        "any metric at each time (lines) and that of M (dotted). d: distance from M to the condition-optimal metric."
+        "The rules of the valley, h = (1/9, 1), as natural gradient descent with M = (R + γI)/(ηk). a: condition "
+        "number of M over the discount, from √9 (ballistic) to 1 (gradient descent). b: angle between −∇L and θ'. "
+        "c: least condition number of any metric at each time (lines) and that of M (dotted). d: distance from M "
+        "to the condition-optimal metric."
     ),
 }
 
@@ -66,7 +70,9 @@ def wells(result: navigation.Navigation) -> Figure:
     with _style():
         fig = new_figure(7.2, 2.9)
         landscape, loss, angle = fig.subplots(1, 3, width_ratios=(1.35, 1.0, 1.0))
-        _contours(landscape, navigation.double_well().value, (-1.5, 1.5), (-0.7, 0.85), np.geomspace(0.05, 4.0, 11) - 0.6)
+        _contours(
+            landscape, navigation.double_well().value, (-1.55, 1.6), (-0.8, 1.35), np.geomspace(0.05, 5.0, 15) - 0.55
+        )
         for index, course in enumerate(result.wells):
             style = _line(index)
             label = f"{course.name}: J = {course.action:.2f}"
@@ -74,7 +80,7 @@ def wells(result: navigation.Navigation) -> Figure:
             loss.plot(course.time, course.loss, **style)
             angle.plot(course.time, np.degrees(course.angle), **style)
         landscape.plot(*navigation.START, "o", color="black", markersize=3.5)
-        landscape.set(xlabel="$x$", ylabel="$y$", title="double well", ylim=(-0.7, 1.25), yticks=(-0.5, 0.0, 0.5))
+        landscape.set(xlabel="$x$", ylabel="$y$", title="double well", ylim=(-0.8, 1.9), yticks=(-0.5, 0.0, 0.5, 1.0))
         landscape.legend(loc="upper left", handlelength=2.4, borderaxespad=0.1)
         loss.set(xlabel="time", ylabel="loss $L$", title="loss along the paths")
         _right_angle(angle)
@@ -111,7 +117,7 @@ def quadratics(result: navigation.Navigation, training: Mapping[str, tuple[Any, 
         state, spent, plane, loss = panels[:4]
         for index, (on_line, in_valley) in enumerate(zip(result.line, result.valley, strict=True)):
             style = _line(index)
-            state.plot(on_line.time, on_line.state[:, 0], **style, label=on_line.name)
+            state.plot(on_line.time, on_line.state[:, 0], **style, label=_symbol(on_line.name))
             spent.plot(on_line.time, on_line.spent, **style)
             plane.plot(*in_valley.state.T, **style)
             loss.plot(in_valley.time, in_valley.loss, **style)
@@ -119,10 +125,17 @@ def quadratics(result: navigation.Navigation, training: Mapping[str, tuple[Any, 
         state.set(xlabel="time", ylabel=r"$\theta$", title="one parameter")
         state.legend(loc="lower right", handlelength=2.2)
         spent.set(xlabel="time", ylabel="$J$ spent so far", title="its cost")
-        _contours(plane, Quadratic(navigation.VALLEY).value, (-3.3, 3.3), (-3.3, 3.3), np.geomspace(0.05, 5.0, 7))
+        _contours(plane, Quadratic(navigation.VALLEY).value, (-3.4, 1.2), (-3.4, 1.2), np.geomspace(0.05, 5.0, 7))
         plane.plot(*navigation.VALLEY_START, "o", color="black", markersize=3.5)
         plane.plot(0.0, 0.0, "x", color="black", markersize=4)
-        plane.set(xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", title="a valley")
+        plane.set(
+            xlabel=r"$\theta_1$",
+            ylabel=r"$\theta_2$",
+            title="a valley",
+            aspect="equal",
+            xticks=(-3, -1, 1),
+            yticks=(-3, -1, 1),
+        )
         loss.set(xlabel="time", ylabel="loss $L$", title="loss in the valley", yscale="log", ylim=(1e-4, 8.0))
         if training is not None:
             for index, (name, (step, values)) in enumerate(training.items()):
@@ -152,19 +165,19 @@ def geometry_and_drift(result: navigation.Navigation) -> Figure:
         matplotlib is not installed.
     """
     with _style():
-        fig = new_figure(7.2, 4.2)
+        fig = new_figure(7.2, 4.5)
         panels = fig.subplots(2, 4, height_ratios=(1.25, 1.0))
         titles = ("plain", "ambient geometry $G$", "rotation", "weight decay")
         value = Quadratic(navigation.BOWL, navigation.BOWL_MINIMUM).value
         for index, (course, title) in enumerate(zip(result.bowl, titles, strict=True)):
             above, below = panels[:, index]
             style = _line(index)
-            _contours(above, value, (-1.0, 1.8), (-1.2, 1.8), np.geomspace(0.1, 16.0, 8))
+            _contours(above, value, (-1.6, 2.0), (-1.6, 2.0), np.geomspace(0.1, 22.0, 8))
             above.plot(*course.state.T, **style)
             above.plot(*navigation.BOWL_START, "o", color="black", markersize=3.5)
             above.plot(*navigation.BOWL_MINIMUM, "x", color="black", markersize=5)
             above.plot(*course.fixed_point, "o", color=style["color"], markersize=4, markeredgecolor="black")
-            above.set(xlabel=r"$\theta_1$", title=title, aspect="equal")
+            above.set(xlabel=r"$\theta_1$", title=title, aspect="equal", xticks=(-1, 0, 1, 2), yticks=(-1, 0, 1, 2))
             below.plot(course.time, np.degrees(course.angle), **style)
             _right_angle(below)
             below.set(xlabel="time", ylim=(-4, 184), yticks=(0, 45, 90, 135, 180), title=_geometry_of(course))
@@ -200,7 +213,7 @@ def metrics(result: navigation.Navigation) -> Figure:
         own.set(xlabel=r"discount $\gamma$", ylabel="condition number", title="own metric $M$", ylim=(0.9, 3.2))
         for index, course in enumerate(result.valley):
             style = _line(index)
-            angle.plot(course.time, np.degrees(course.angle), **style, label=course.name)
+            angle.plot(course.time, np.degrees(course.angle), **style, label=_symbol(course.name))
             cond.plot(course.time, course.cond, **style)
             cond.axhline(course.own_cond, color=style["color"], linestyle=":", linewidth=0.9)
             distance.plot(course.time, course.distance, **style)
@@ -212,11 +225,15 @@ def metrics(result: navigation.Navigation) -> Figure:
     return fig
 
 
+def _symbol(name: str) -> str:
+    return name.replace("gamma", "γ")
+
+
 def _geometry_of(course: navigation.Course) -> str:
     if np.isfinite(course.own_cond):
         return f"cond $M$ = {course.own_cond:.3g}"
     share = float(np.mean(course.angle < np.pi / 2.0))
-    return f"metric at {100.0 * share:.0f}% of times"
+    return f"downhill: {100.0 * share:.0f}%"
 
 
 def _style() -> Any:
@@ -233,7 +250,9 @@ def _line(index: int) -> dict[str, Any]:
 
 def _contours(ax: Axes, value: Any, x: tuple[float, float], y: tuple[float, float], levels: Array) -> None:
     grid = np.meshgrid(np.linspace(*x, 121), np.linspace(*y, 121))
-    ax.contour(*grid, value(np.stack(grid, axis=-1)), levels=levels, colors="0.75", linewidths=0.6, zorder=0)
+    ax.contour(
+        *grid, value(np.stack(grid, axis=-1)), levels=levels, colors="0.75", linewidths=0.6, linestyles="-", zorder=0
+    )
 
 
 def _right_angle(ax: Axes) -> None:
@@ -243,5 +262,5 @@ def _right_angle(ax: Axes) -> None:
 def _finish(fig: Figure, panels: Sequence[Axes] | NDArray[Any], name: str) -> None:
     for letter, panel in zip("abcdefgh", panels, strict=False):
         name_panel(panel, letter)
-    columns = int(22.5 * fig.get_figwidth())
+    columns = int(19.5 * fig.get_figwidth())
     fig.supxlabel(textwrap.fill(CAPTIONS[name], columns), fontsize=6.5, x=0.01, ha="left", color="0.25")
