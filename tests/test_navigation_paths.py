@@ -1,6 +1,7 @@
 """Optimal paths: against boundary value problems, the HJB equation, other discretisations, closed forms."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -176,6 +177,18 @@ def test_negative_curvature_over_a_finite_horizon():
     assert Navigator(Quadratic([-1.0])).solve([1.0], 2.0, n_starts=0).status == "failed"  # past the conjugate point
 
 
+def test_a_discretisation_that_is_too_coarse_says_so():
+    nav = Navigator(Quadratic([400.0, 1.0]), discount=3.0)
+    coarse = nav.solve([1.0, 1.0], 5.0, n_elements=2, degree=2, refinements=0)
+    assert "too coarse" in coarse.message
+    fine = nav.solve([1.0, 1.0], 5.0)
+    assert "too coarse" not in fine.message
+    steep = Navigator(Quadratic([30.0, 1.0]), discount=30.0)
+    far = steep.solve([1.0, 1.0], 20.0, n_elements=2)
+    np.testing.assert_allclose(far.best.velocity[0], steep.policy().velocity([1.0, 1.0]), rtol=1e-6)
+    np.testing.assert_allclose(fine.best.velocity[0], nav.policy().velocity([1.0, 1.0]), rtol=1e-6)
+
+
 def test_a_ridge_is_left_to_both_sides():
     loss = Loss(lambda x: float((x[0] ** 2 - 1) ** 2), lambda x: 4 * x * (x**2 - 1))
     found = Navigator(loss).solve([0.0], 5.0, n_starts=0)
@@ -245,6 +258,9 @@ def test_paths_go_into_the_analysis(double_well):
     far = double_well.best
     assert (np.sum(far.grad * far.velocity, axis=1)[:20] > 0).any()  # uphill first: no metric there
     assert set(far.to_dict()) >= {"time", "params", "action", "residual"}
+    again = pickle.loads(pickle.dumps(double_well))
+    np.testing.assert_array_equal(again.best(1.3), far(1.3))
+    assert len(again.to_dict()["solutions"]) == 2
 
 
 def test_what_is_refused():

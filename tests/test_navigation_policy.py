@@ -1,6 +1,7 @@
 """Closed-form policies: against the Riccati equation by other routes, quadrature of the cost, and each other."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -299,6 +300,34 @@ def test_negative_curvature_is_a_rule_as_long_as_the_discount_outweighs_it():
         Navigator(Quadratic(np.diag([-1.0, 2.0])), discount=0.5, drift=np.array([[1.0, 1.0], [0.0, 0.1]])).policy()
 
 
+def test_the_absolute_curvature_leaves_saddle_points():
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((2, 2)))[0]
+    for loss in (Quadratic([-4.0, 9.0], [1.0, 1.0]), Quadratic(turn @ np.diag([-4.0, 9.0]) @ turn.T, [1.0, 1.0])):
+        M = Navigator(loss.absolute()).policy().metric()
+        V = np.eye(2) if loss.diagonal else turn
+        theta = loss.mu + V @ np.array([0.1, 0.2])
+        np.testing.assert_allclose(-M.solve(loss.gradient(theta)), V @ np.array([0.2, -0.6]), atol=1e-12)
+
+
+def test_more_controls_than_parameters():
+    rng = np.random.default_rng(8)
+    H, B, G = spd(2, rng), rng.standard_normal((2, 4)), spd(4, rng)
+    policy = Navigator(Quadratic(H, [1.0, 2.0]), discount=0.5, metric=G, actuation=B).policy()
+    S, _ = value_by_backward_integration(H, np.zeros(2), G, np.zeros((2, 2)), B, 1.0, 1.0, 0.5)
+    np.testing.assert_allclose(policy.S, S, rtol=1e-8)
+    theta = np.array([0.3, -0.4])
+    np.testing.assert_allclose(B @ policy.control(theta), policy.velocity(theta), rtol=1e-10)
+    np.testing.assert_allclose(policy.metric().solve(-policy.loss.gradient(theta)), policy.velocity(theta), rtol=1e-10)
+    path = policy.navigator.solve(theta, 20.0, n_elements=64).best
+    np.testing.assert_allclose(path.velocity[0], policy.velocity(theta), rtol=1e-6)
+
+
+def test_a_drift_of_zero_is_none():
+    policy = Navigator(Quadratic(np.diag([1.0, 2.0])), drift=np.zeros((2, 2))).policy()
+    assert policy.not_natural is None
+    assert policy.metric().cond() == pytest.approx(math.sqrt(2.0))
+
+
 def test_flat_directions():
     still = Navigator(Quadratic([0.0, 1.0], [2.0, 0.0])).policy()
     assert still.velocity([5.0, 1.0]).tolist() == [0.0, -1.0]
@@ -485,4 +514,8 @@ def test_the_problem_is_frozen_and_holds_copies():
         nav.discount = 1.0
     with pytest.raises(ValueError, match="read-only"):
         nav.loss.H[0] = 2.0
-    assert "natural gradient descent" in repr(nav.policy())
+    policy = nav.policy()
+    assert "natural gradient descent" in repr(policy)
+    again = pickle.loads(pickle.dumps(policy))
+    np.testing.assert_array_equal(again.velocity([1.0, 2.0]), policy.velocity([1.0, 2.0]))
+    np.testing.assert_array_equal(policy.to_dict()["S"], policy.S)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from steepest.navigation.losses import Drift, Loss, Quadratic, product
 from steepest.navigation.navigator import Navigator
 from steepest.navigation.path_basis import PathBasis
+from steepest.navigation.rates import velocity_metric
 
 __all__ = ["Action", "loss_on_path"]
 
@@ -196,7 +197,7 @@ class Action:
 
 
 def path_geometry(navigator: Navigator, n: int) -> Array:
-    """G of a velocity, (n, n); an invertible actuation is taken into it.
+    """G of a velocity, (n, n); an actuation that reaches every direction is taken into it.
 
     Parameters
     ----------
@@ -224,11 +225,9 @@ def path_geometry(navigator: Navigator, n: int) -> Array:
         raise ValueError(f"expected metric of shape ({m}, {m}) or ({m},) for {n} parameters, got {full.shape}")
     if B is None:
         return full
-    if B.shape != (n, n) or np.linalg.matrix_rank(B) < n:
+    if len(B) != n or np.linalg.matrix_rank(B) < n:
         raise ValueError(
             f"expected an actuation that reaches all {n} directions, got shape {B.shape}: the path solver varies the "
             "path, and policy() treats restricted actuation on quadratics"
         )
-    inverse = np.linalg.inv(B)
-    geometry: Array = inverse.T @ full @ inverse
-    return 0.5 * (geometry + geometry.T)
+    return velocity_metric(full, B)

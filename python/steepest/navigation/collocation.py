@@ -146,7 +146,7 @@ def solve_paths(
     spread: float = 1.0,
     n_elements: int = 16,
     degree: int = 5,
-    refinements: int = 2,
+    refinements: int = 3,
     tolerance: float = 1e-9,
     rng: np.random.Generator | int | None = None,
 ) -> Navigation:
@@ -170,7 +170,7 @@ def solve_paths(
     spread : float
         Standard deviation of the random points.
     n_elements, degree : int
-        The path is a polynomial of `degree` on each of `n_elements` equal pieces.
+        The path is a polynomial of `degree` on each of `n_elements` equal pieces; more if gamma T > 8 n_elements.
     refinements : int
         How often the pieces are halved as long as the Euler-Lagrange residual exceeds 1e-5.
     tolerance : float
@@ -222,6 +222,8 @@ def solve_paths(
     if targets.shape[1] != n:
         raise ValueError(f"expected guesses of shape (m, {n}), got {targets.shape}")
     generator = np.random.default_rng(0 if rng is None else rng)
+    # The weight e^{-gamma t} must not vanish within a piece.
+    n_elements = max(n_elements, math.ceil(navigator.discount * horizon / 8.0))
     basis = PathBasis(float(horizon), n_elements, degree)
     action = Action(navigator, x0, last, basis, navigator.discount)
 
@@ -245,11 +247,14 @@ def solve_paths(
             f"of {best.gradient_norm:.1e}: J may be unbounded below over this horizon"
         )
         return Navigation((best,), "failed", text, len(starts))
+    worst = max(path.residual for path in minima)
+    coarse = f"; too coarse for the problem (residual {worst:.1e}): raise n_elements" if worst > 1e-3 else ""
     if convex:
-        return Navigation(minima[:1], "global", "the action is convex, and this is its minimum", len(starts))
+        text = f"the action is convex, and this is its minimum{coarse}"
+        return Navigation(minima[:1], "global", text, len(starts))
     count = f"{len(minima)} local {'minimum' if len(minima) == 1 else 'minima'} of the action from {len(starts)} starts"
     text = f"{count}, a local optimum: nothing certifies that no path is better; more guesses or n_starts may find one"
-    return Navigation(minima, "local", text, len(starts))
+    return Navigation(minima, "local", text + coarse, len(starts))
 
 
 def _is_convex(navigator: Navigator) -> bool:

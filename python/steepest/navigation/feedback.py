@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from steepest.navigation.losses import Drift, Quadratic, product
 from steepest.navigation.navigator import Navigator
 from steepest.navigation.policy import Modes, Policy, control_metric, optimal_control
-from steepest.navigation.rates import feedback_gain, riccati
+from steepest.navigation.rates import feedback_gain, riccati, velocity_metric
 
 __all__ = ["make_policy"]
 
@@ -42,6 +42,7 @@ def make_policy(navigator: Navigator) -> Policy:
             "expected a linear drift for a closed form, got a Drift: solve(theta0, horizon) finds its paths"
         )
     drift_is_diagonal = F is None or F.ndim == 1
+    F = F if F is not None and F.any() else None
     if loss.diagonal and (G is None or G.ndim == 1) and drift_is_diagonal and B is None:
         return _diagonal_policy(navigator, loss)
     n = loss.size
@@ -49,9 +50,8 @@ def make_policy(navigator: Navigator) -> Policy:
     if F is None:
         if B is None:
             return _gradient_policy(navigator, loss, full_G)
-        if B.shape == (n, n) and np.linalg.matrix_rank(B) == n:
-            inverse = np.linalg.inv(B)
-            return _gradient_policy(navigator, loss, inverse.T @ full_G @ inverse)
+        if np.linalg.matrix_rank(B) == n:
+            return _gradient_policy(navigator, loss, velocity_metric(full_G, B))
     return _riccati_policy(navigator, loss, full_G)
 
 

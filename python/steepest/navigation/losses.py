@@ -75,6 +75,22 @@ class Quadratic:
         """``H v``, of the shape of `v`, (..., n)."""
         return product(self.H, np.asarray(v, dtype=np.float64))
 
+    def absolute(self) -> Quadratic:
+        """The quadratic with |H|: negative curvatures count as positive ones, so that a rule exists at any discount.
+
+        The metric of its rule, applied to the gradient of L itself, leaves saddle points:
+        ``theta' = -policy.metric().solve(L.gradient(theta))`` (section 13).
+
+        Returns
+        -------
+        Quadratic
+            Of the same mu.
+        """
+        if self.diagonal:
+            return Quadratic(np.abs(self.H), self.mu)
+        values, vectors = np.linalg.eigh(self.H)
+        return Quadratic((vectors * np.abs(values)) @ vectors.T, self.mu)
+
     def dense(self) -> Array:
         """H of shape (n, n)."""
         return np.diag(self.H) if self.diagonal else self.H

@@ -342,10 +342,18 @@ class Policy:
             raise ValueError(f"expected theta of shape (..., {self.size}), got {x.shape}")
         return x - self.center
 
+    def to_dict(self) -> dict[str, Any]:
+        """Arrays and numbers by name."""
+        names = ("S", "jacobian", "center", "center_velocity", "center_gradient", "center_cost", "rates", "not_natural")
+        return {name: getattr(self, name) for name in names}
+
     def __repr__(self) -> str:
         n = self.navigator
         rates = self.rates
-        shown = ", ".join(f"{rate:.4g}" for rate in (rates if len(rates) <= 4 else rates[[0, -1]]))
+        shown = ", ".join(
+            f"{rate:.4g}" if rate.imag else f"{rate.real:.4g}"
+            for rate in (rates if len(rates) <= 4 else rates[[0, -1]])
+        )
         kind = "natural gradient descent" if self.not_natural is None else "no natural gradient descent on L"
         return (
             f"Policy(n={self.size}, eta={n.step_cost:g}, k={n.loss_weight:g}, gamma={n.discount:g}, "

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["decay_factor", "feedback_gain", "integrated_decay", "riccati"]
+__all__ = ["decay_factor", "feedback_gain", "integrated_decay", "riccati", "velocity_metric"]
 
 Array = NDArray[np.float64]
 
@@ -42,8 +42,8 @@ def feedback_gain(curvature: ArrayLike, discount: float, drift: ArrayLike = 0.0)
 
     Examples
     --------
-    >>> feedback_gain([4.0, 3e-20], discount=3.0).tolist()
-    [1.0, 1e-20]
+    >>> [f"{gain:.6g}" for gain in feedback_gain([4.0, 3e-20], discount=3.0)]
+    ['1', '1e-20']
     """
     X, f = np.broadcast_arrays(np.asarray(curvature, dtype=np.float64), np.asarray(drift, dtype=np.float64))
     lag = 0.5 * discount - f
@@ -103,6 +103,25 @@ def decay_factor(A: Array, time: float) -> Array:
     block[:n, :n], block[:n, n:] = A * time, np.eye(n) * time
     integral: Array = scipy.linalg.expm(block)[:n, n:]
     return integral
+
+
+def velocity_metric(G: Array, B: Array) -> Array:
+    """The metric ``(B G^-1 B^T)^-1`` of velocities, for controls that reach every direction.
+
+    Parameters
+    ----------
+    G : ndarray, shape (m, m)
+        Metric of the controls.
+    B : ndarray, shape (n, m)
+        Actuation of rank n: the cheapest control for a velocity is meant where there are several.
+
+    Returns
+    -------
+    ndarray, shape (n, n)
+        Symmetric positive definite.
+    """
+    inverse: Array = np.linalg.inv(B @ np.linalg.solve(G, B.T))
+    return 0.5 * (inverse + inverse.T)
 
 
 def riccati(H: Array, G: Array, F: Array, B: Array, *, step_cost: float, loss_weight: float, discount: float) -> Array:
