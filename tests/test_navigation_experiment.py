@@ -30,6 +30,11 @@ def test_the_double_well(result):
     np.testing.assert_allclose(loss.gradient(descent.state[-1]), 0.0, atol=1e-2)
 
 
+@pytest.mark.parametrize("seed", [51, 112])
+def test_both_wells_are_found_from_other_starts(seed):
+    assert [course.name for course in navigation.run(5, rng=seed).wells][1:] == ["to the far well", "to the near well"]
+
+
 def test_quadratics(result):
     for gamma, line, valley in zip(navigation.DISCOUNTS, result.line, result.valley, strict=True):
         r = math.sqrt(gamma**2 / 4 + 1) - gamma / 2

@@ -212,7 +212,7 @@ def run(n_steps: int = 200, *, rng: np.random.Generator | int | None = None) -> 
 def _wells(n_steps: int, rng: np.random.Generator) -> tuple[tuple[Course, ...], float, str]:
     loss = double_well()
     navigator = Navigator(loss, discount=0.1)
-    found = navigator.solve(START, HORIZON, n_starts=8, spread=1.5, rng=rng)
+    found = navigator.solve(START, HORIZON, n_starts=40, spread=1.5, rng=rng)
     fixed = navigator.solve(START, HORIZON, end=NOTEBOOK_END, n_starts=4, rng=rng)
     time = np.linspace(0.0, HORIZON, n_steps)
 

@@ -142,7 +142,7 @@ def solve_paths(
     *,
     end: ArrayLike | None = None,
     guesses: ArrayLike | None = None,
-    n_starts: int = 4,
+    n_starts: int = 8,
     spread: float = 1.0,
     n_elements: int = 16,
     degree: int = 5,
