@@ -130,6 +130,9 @@ def test_a_fixed_end_is_reached_and_costs_more(double_well):
     assert path.action > double_well.best.action
     exact = bvp(well_gradient, START, 4.0, path, 0.1, end=np.array([1.0625, 0.0]))
     np.testing.assert_allclose(exact.sol(0.0)[2:], path.velocity[0], atol=1e-6)
+    np.testing.assert_allclose(exact.sol(4.0)[2:], path.velocity[-1], atol=1e-6)
+    faded = Navigator(Quadratic([1.0]), discount=10.0).solve([1.0], 4.0).best
+    assert faded.velocity[-1, 0] == 0.0  # a free end, however little it weighs
 
 
 def test_perturbing_a_path_never_lowers_the_action(double_well):

@@ -31,7 +31,8 @@ CAPTIONS = {
     ),
     "quadratics": (
         "Optimal rule θ' = −R(θ − μ), R = √(γ²/4 + ηkH) − γ/2, for three discounts (η = k = 1). a, b: h = 1, μ = "
-        "1, θ(0) = 0. c, d: h = (1/9, 1), μ = 0, θ(0) = (−3, −3). J includes the discount of each rule."
+        "1, θ(0) = 0. c, d: h = (1/9, 1), μ = 0, θ(0) = (−3, −3). J includes the "
+        "discount of each rule."
     ),
     "geometry_and_drift": (
         "h = (4, 4), μ = (0, −1/2) (cross), γ = 0, η = k = 1, from (1.5, 1.5); G = diag(1/50, 1), rotation and "
@@ -142,7 +143,10 @@ def quadratics(result: navigation.Navigation, training: Mapping[str, tuple[Any, 
                 panels[4].plot(step, values, **_line(index), label=name)
             panels[4].set(xlabel="step", ylabel="training loss", title="training", yscale="log")
             panels[4].legend(loc="best", handlelength=2.2)
-        _finish(fig, panels, "quadratics")
+        missing = (
+            "e and f train networks on MNIST and CIFAR-10" if training is None else "f trains a network on CIFAR-10"
+        )
+        _finish(fig, panels, "quadratics", f" Of the paper's panels {missing}: that needs data, and is not shown here.")
     return fig
 
 
@@ -259,8 +263,8 @@ def _right_angle(ax: Axes) -> None:
     ax.axhspan(90.0, 184.0, color="0.93", zorder=0)
 
 
-def _finish(fig: Figure, panels: Sequence[Axes] | NDArray[Any], name: str) -> None:
+def _finish(fig: Figure, panels: Sequence[Axes] | NDArray[Any], name: str, more: str = "") -> None:
     for letter, panel in zip("abcdefgh", panels, strict=False):
         name_panel(panel, letter)
     columns = int(19.5 * fig.get_figwidth())
-    fig.supxlabel(textwrap.fill(CAPTIONS[name], columns), fontsize=6.5, x=0.01, ha="left", color="0.25")
+    fig.supxlabel(textwrap.fill(CAPTIONS[name] + more, columns), fontsize=6.5, x=0.01, ha="left", color="0.25")
