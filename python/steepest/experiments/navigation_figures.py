@@ -143,10 +143,12 @@ def quadratics(result: navigation.Navigation, training: Mapping[str, tuple[Any, 
                 panels[4].plot(step, values, **_line(index), label=name)
             panels[4].set(xlabel="step", ylabel="training loss", title="training", yscale="log")
             panels[4].legend(loc="best", handlelength=2.2)
-        missing = (
-            "e and f train networks on MNIST and CIFAR-10" if training is None else "f trains a network on CIFAR-10"
+        left_out = (
+            "s e and f, networks trained on MNIST and CIFAR-10, need data and are"
+            if training is None
+            else " f, a network trained on CIFAR-10, needs data and is"
         )
-        _finish(fig, panels, "quadratics", f" Of the paper's panels {missing}: that needs data, and is not shown here.")
+        _finish(fig, panels, "quadratics", f" The paper's panel{left_out} not shown here.")
     return fig
 
 
