@@ -24,6 +24,9 @@ def test_reproduce_end_to_end(tmp_path, capsys):
         "feedback_alignment.npz", "feedback_alignment.csv",
         "feedback_alignment.png", "feedback_alignment.pdf", "geometry_rules.npz", "geometry_rules.csv",
         "geometry_rules.png", "geometry_rules.pdf", "geometry_checks.png", "geometry_checks.pdf",
+        "navigation.npz", "navigation.csv",
+        *(f"navigation_{name}.{ending}" for ending in ("png", "pdf")
+          for name in ("wells", "quadratics", "geometry_and_drift", "metrics")),
     }  # fmt: skip
     assert (out / "lti.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "feedback_alignment.pdf").read_bytes().startswith(b"%PDF")

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from steepest.experiments.feedback_alignment import FeedbackAlignment
     from steepest.experiments.geometry import RuleGeometry
     from steepest.experiments.lti import LTI
+    from steepest.experiments.navigation import Course
 
 __all__ = ["add", "reproduce"]
 
-_EXPERIMENTS = ("lti", "feedback-alignment", "geometry")
+_EXPERIMENTS = ("lti", "feedback-alignment", "geometry", "navigation")
 _LARGE_SYSTEM = 100  # states of the second linear system, which enters the table only
 
 
@@ -34,9 +35,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "reproduce",
         help="run the experiments; write tables, numbers and figures",
-        description="Run the experiments, or the one that is named: linear dynamics, feedback alignment, and which "
-        "constant metric explains each of eight rules (geometry). Tables on standard output, numbers (npz, csv) and "
-        "figures (png, pdf) in a folder.",
+        description="Run the experiments, or the one that is named: linear dynamics, feedback alignment, which constant "
+        "metric explains each of eight rules (geometry), and rules derived by optimal control (navigation). Tables on "
+        "standard output, numbers (npz, csv) and figures (png, pdf) in a folder.",
     )
     parser.add_argument("experiment", nargs="?", choices=_EXPERIMENTS, help="run one experiment")
     parser.add_argument(
@@ -78,8 +79,8 @@ def reproduce(arguments: argparse.Namespace) -> None:
         if only not in (None, arguments.experiment):
             arguments.usage_error(f"expected one experiment, got {arguments.experiment} and --only {only}")
         only = arguments.experiment
-    if data is not None and only == "lti":
-        arguments.usage_error("--data is for feedback alignment and geometry, which --only lti leaves out")
+    if data is not None and only in ("lti", "navigation"):
+        arguments.usage_error(f"--data is for feedback alignment and geometry, which --only {only} leaves out")
     chosen = _EXPERIMENTS if only is None else (only,)
     # Before anything runs: what is missing should not show after minutes of work.
     needed = ["matplotlib"]
@@ -99,6 +100,9 @@ def reproduce(arguments: argparse.Namespace) -> None:
         written += paths
     if "geometry" in chosen:
         paths, tables["geometry"] = _run_geometry(out, data, seed, quick)
+        written += paths
+    if "navigation" in chosen:
+        paths, tables["navigation"] = _run_navigation(out, seed, quick)
         written += paths
     if arguments.json:
         found = {name: {"title": table.title, "rows": table.to_dicts()} for name, table in tables.items()}
@@ -234,6 +238,39 @@ def _geometry_rows(result: RuleGeometry) -> list[tuple[str, ...]]:
             limit = "" if math.isnan(ceiling[i]) else f"{ceiling[i]:.2f}"
             rows.append((rule, "all" if batch is None else str(batch), against, *cells, limit))
     return rows
+
+
+def _run_navigation(out: Path, seed: int, quick: bool) -> tuple[list[Path], Table]:
+    from steepest.experiments import navigation, navigation_figures
+    from steepest.experiments.output import write_figure
+
+    result = navigation.run(50 if quick else 200, rng=np.random.default_rng(seed))
+    written = navigation.write(result, out)
+    for name in ("wells", "quadratics", "geometry_and_drift", "metrics"):
+        written += write_figure(getattr(navigation_figures, name)(result), out / f"navigation_{name}")
+    return written, Table(
+        f"Optimal navigation: learning rules that minimise effort and loss together. Double well: {result.status}",
+        ("problem", "rule or path", "J", "psi (deg)", "least cond", "own cond M", "M to optimum"),
+        [_navigation_row(group, course) for group, courses in result.groups.items() for course in courses],
+        f"the path that has to end at (1.0625, 0) has J = {result.fixed_end_action:.6f}; own cond M: of the constant "
+        "metric of the rule, where it has one; M to optimum: affine-invariant distance to the condition-optimal metric",
+    )
+
+
+def _navigation_row(group: str, course: Course) -> tuple[str, ...]:
+    def span(values: np.ndarray[tuple[int], np.dtype[np.float64]], form: str) -> str:
+        finite = values[np.isfinite(values)]
+        return "" if finite.size == 0 else f"{finite.min():{form}} to {finite.max():{form}}"
+
+    return (
+        group,
+        course.name,
+        f"{course.action:.6f}" if math.isfinite(course.action) else "infinite",
+        span(np.degrees(course.angle), ".1f"),
+        span(course.cond, ".3g"),
+        f"{course.own_cond:.3g}" if math.isfinite(course.own_cond) else "",
+        span(course.distance, ".2f"),
+    )
 
 
 class _Bar:
