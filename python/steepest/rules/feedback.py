@@ -208,9 +208,10 @@ class FeedbackAlignment(Rule):
     Notes
     -----
     Section 9 (Lillicrap et al. 2016; Nokland 2016 for the direct form). `update` needs `params` and, by name,
-    ``inputs`` and ``targets``; it does not look at `grad`, which may be None. `evaluate` makes what `run` needs of a batch: the
-    gradient in the recording is then that of backpropagation. Section 11 (derived): in the hidden layer of a linear
-    two-layer network a hidden-side metric A with ``A B = W2^T`` exists iff ``W2 B`` is symmetric positive definite.
+    ``inputs`` and ``targets``; it does not look at `grad`, which may be None. `evaluate` makes what `run` needs of a
+    batch: the gradient in the recording is then that of backpropagation. Section 11 (derived): in the hidden layer
+    of a linear two-layer network a hidden-side metric A with ``A B = W2^T`` exists iff ``W2 B`` is symmetric positive
+    definite.
 
     Examples
     --------

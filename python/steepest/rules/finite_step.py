@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from steepest.arrays import ArrayOrMapping
 from steepest.metrics.interface import Metric
-from steepest.rules.geometry import Eigen, eigen
+from steepest.rules.geometry import Eigen, eigen, layout_of
 from steepest.rules.leaves import exactly, plain
 from steepest.rules.rule import Rule, Schedule, Stateless, rate_at
 
@@ -120,8 +120,8 @@ class FiniteStep(Rule):
     Notes
     -----
     Section 13 (paper). Long dt: Newton, ``-H^{-1} grad``; short dt and large gamma: ``-dt (eta k/gamma) grad``; short
-    dt and gamma = 0: "ballistic", ``-dt sqrt(eta k) H^{-1/2} grad``. Cost: O(n) for a diagonal, O(n^2) a step and O(n^3)
-    once (a callable: each time) for a matrix.
+    dt and gamma = 0: "ballistic", ``-dt sqrt(eta k) H^{-1/2} grad``. Cost: O(n) for a diagonal, O(n^2) a step and
+    O(n^3) once (a callable: each time) for a matrix.
 
     Examples
     --------
@@ -185,7 +185,7 @@ class FiniteStep(Rule):
         return dt
 
     def _eigen(self, like: Any, params: Any) -> Eigen:
-        if self._constant is not None and self._constant.values.size == sum(map(np.size, _arrays(like))):
+        if self._constant is not None and self._constant.values.size == layout_of(like).size:
             return self._constant
         H = eigen(self._hessian, like, "the Hessian", params)
         rounding = 1e-12 * float(np.abs(H.values).max()) if H.vectors is not None else 0.0
@@ -199,7 +199,3 @@ class FiniteStep(Rule):
         if not callable(self._hessian):
             self._constant = H
         return H
-
-
-def _arrays(x: Any) -> list[Any]:
-    return list(x.values()) if isinstance(x, dict) else [x]

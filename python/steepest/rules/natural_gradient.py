@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, cg
 
-import steepest.metric as metrics
 from steepest.arrays import ArrayOrMapping
+from steepest.metric import metric as metric_of_pair
 from steepest.metrics.interface import Metric
 from steepest.rules.geometry import called, eigen
 from steepest.rules.leaves import exactly, flat, from_flat, plain
@@ -90,7 +90,7 @@ class NaturalGradient(Rule):
             update, _ = self.update(grad, state, params)
             solve = getattr(form, "solve", None)
             scaled = LinearOperator(form.shape, matvec=lambda v: form.matvec(v) / rate, dtype=np.float64)
-            found: Metric = metrics.metric(
+            found: Metric = metric_of_pair(
                 grad,
                 update,
                 base=scaled,

@@ -51,8 +51,8 @@ class _Optax(Rule):
         self, grad: ArrayOrMapping, state: OptaxState, params: ArrayOrMapping | None = None, **data: Any
     ) -> tuple[Any, OptaxState]:
         grad = exactly(grad, "grad", state.template)
-        given = None if params is None else _to_jax(exactly(params, "params", state.template))
         with _precision(grad):
+            given = None if params is None else _to_jax(exactly(params, "params", state.template))
             found, inner = self.transformation.update(_to_jax(grad), state.inner, given, **data)
         return in_library_of(found, grad), OptaxState(state.step + 1, inner, state.template)
 
