@@ -64,8 +64,8 @@ def test_flat_and_negative_curvature():
     rule = rules.FiniteStep(h, dt=0.5, gamma=2.0)
     update, _ = rule.update(grad, rule.init(grad))
     np.testing.assert_allclose(update[:2], -0.5 / 2.0, rtol=1e-12)  # dt eta k / gamma
+    ballistic = rules.FiniteStep(h, dt=0.5)
     with pytest.raises(ValueError, match="curvature in every direction"):
-        ballistic = rules.FiniteStep(h, dt=0.5)
         ballistic.update(grad, ballistic.init(grad))
     with pytest.raises(ValueError, match="absolute"):
         rules.FiniteStep(-h, dt=0.5).init(grad)

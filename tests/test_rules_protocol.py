@@ -189,8 +189,6 @@ def test_a_run_is_recorded_and_its_metric_is_found_again():
         x = x + update
     np.testing.assert_allclose(run.params, x, rtol=1e-9)
     fitted = steepest.identify(run.recording, family="full").metric
-    if callable(fitted):
-        fitted = fitted()
     np.testing.assert_allclose(fitted.to_dense(), M, rtol=1e-4)
 
 

@@ -97,7 +97,8 @@ class NaturalGradient(Rule):
                 base_solve=lambda b: rate * (solve or (lambda v: _operator_solution(form, v)))(b),
             )
             return found
-        return form.metric(form.values / rate, grad)
+        own: Metric = form.metric(form.values / rate, grad)
+        return own
 
     def _form(self, grad: Any, params: Any) -> Any:
         given = called(self._metric, params, "the metric")
