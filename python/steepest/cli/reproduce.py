@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steepest.cli.output import CommandError, Table, message, print_json, print_table, show_progress
+from steepest.cli.reproduce_rules import run_ballistic, run_continual
 
 if TYPE_CHECKING:
     from steepest.experiments.feedback_alignment import FeedbackAlignment
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["add", "reproduce"]
 
 _EXPERIMENTS = ("lti", "feedback-alignment")
+_ON_REQUEST = ("continual", "ballistic")  # by --only: they take a minute, or need PyTorch
+_WITH_DATA = ("feedback-alignment", "ballistic")
 _LARGE_SYSTEM = 100  # states of the second linear system, which enters the table only
 
 
@@ -33,8 +36,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "reproduce",
         help="run the experiments; write tables, numbers and figures",
-        description="Run the linear dynamics and the feedback alignment experiment: tables on standard "
-        "output, numbers (npz, csv) and figures (png, pdf) in a folder.",
+        description="Run the linear dynamics and the feedback alignment experiment, or by --only another: tables on "
+        "standard output, numbers (npz, csv) and figures (png, pdf) in a folder.",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("results"), help="folder for the results (default: %(default)s)"
@@ -45,7 +48,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a tenth of the training steps")
     parser.add_argument("--seed", type=_seed, default=0, help="of every random draw (default: %(default)s)")
-    parser.add_argument("--only", choices=_EXPERIMENTS, help="run one experiment")
+    parser.add_argument("--only", choices=(*_EXPERIMENTS, *_ON_REQUEST), help="run one experiment")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of tables")
     parser.set_defaults(run=reproduce, usage_error=parser.error)
 
@@ -71,16 +74,19 @@ def reproduce(arguments: argparse.Namespace) -> None:
         A dependency is missing.
     """
     out, data, quick, seed, only = (getattr(arguments, name) for name in ("out", "data", "quick", "seed", "only"))
-    if data is not None and only == "lti":
-        arguments.usage_error("--data is for feedback alignment, which --only lti leaves out")
+    if data is not None and only is not None and only not in _WITH_DATA:
+        arguments.usage_error(f"--data is for feedback alignment and ballistic, which --only {only} leaves out")
     chosen = _EXPERIMENTS if only is None else (only,)
     # Before anything runs: what is missing should not show after minutes of work.
     needed = ["matplotlib"]
-    if "feedback-alignment" in chosen and data is None:
+    if data is None and set(chosen) & {"feedback-alignment", *_ON_REQUEST}:
         needed.append("sklearn")
+    if "ballistic" in chosen:
+        needed.append("torch")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise CommandError(f'not installed here: {", ".join(missing)}; get them by pip install "steepest[experiments]"')
+        extra = "experiments,torch" if "torch" in missing else "experiments"
+        raise CommandError(f'not installed here: {", ".join(missing)}; get them by pip install "steepest[{extra}]"')
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     tables: dict[str, Table] = {}
@@ -89,6 +95,12 @@ def reproduce(arguments: argparse.Namespace) -> None:
         written += paths
     if "feedback-alignment" in chosen:
         paths, tables["feedback_alignment"] = _run_feedback_alignment(out, data, seed, quick)
+        written += paths
+    if "continual" in chosen:
+        paths, tables["continual"] = run_continual(out, seed, quick, _Bar())
+        written += paths
+    if "ballistic" in chosen:
+        paths, tables["ballistic"] = run_ballistic(out, data, seed, quick, _Bar())
         written += paths
     if arguments.json:
         found = {name: {"title": table.title, "rows": table.to_dicts()} for name, table in tables.items()}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +53,8 @@ class Training:
     accuracy : ndarray, shape (t,)
         Share of test images classified correctly.
     own_cond : ndarray, shape (t,)
-        Condition number of the rule's own diagonal metric as it stood before the step; 1 for SGD, NaN for Adam (which
-        does not follow the gradient) and before the first update.
+        Condition number of the rule's own diagonal metric at the step; 1 for SGD, NaN for Adam, whose metric maps its
+        mean of gradients to the update, and not the gradient.
     final_accuracy : float
         After the last update.
     """
@@ -142,7 +143,7 @@ def ballistic_optimizer(params: Any, lr: float = 5e-4, decay: float = 0.999, eps
         def __init__(self, params: Any, **defaults: float) -> None:
             super().__init__(params, defaults)
 
-        @torch.no_grad()
+        @torch.no_grad()  # type: ignore[untyped-decorator]
         def step(self, closure: Any = None) -> Any:
             loss = None
             if closure is not None:
@@ -178,7 +179,7 @@ def _optimizer(rule: str, params: Any) -> Any:
 
 
 def _own_cond(rule: str, optimizer: Any) -> float:
-    if rule != "ballistic" or not optimizer.state:
+    if rule != "ballistic":
         return 1.0 if rule == "SGD" else math.nan
     ends = [(float(state["square"].min()), float(state["square"].max())) for state in optimizer.state.values()]
     return math.sqrt((max(high for _, high in ends) + _EPSILON) / (min(low for low, _ in ends) + _EPSILON))
@@ -203,7 +204,7 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = []
-        for n, m in zip(sizes[:-1], sizes[1:], strict=True):
+        for n, m in pairwise(sizes):
             layers += [torch.nn.Linear(n, m), torch.nn.ReLU()]
         model = torch.nn.Sequential(*layers[:-1])
     images, test = torch.from_numpy(digits.train_images), torch.from_numpy(digits.test_images)
@@ -230,10 +231,11 @@ def _train(
             for chosen in shuffled[: per_epoch * batch].split(batch):
                 if done % every == 0:
                     accuracies.append(accuracy())
-                    own.append(_own_cond(rule, optimizer))
                 optimizer.zero_grad()
                 consumed.loss(cross_entropy(model(images[chosen]), labels[chosen])).backward()
                 optimizer.step()
+                if done % every == 0:
+                    own.append(_own_cond(rule, optimizer))
                 done += 1
                 if progress is not None:
                     progress(rule, done, epochs * per_epoch)
@@ -327,7 +329,8 @@ def figure(result: Comparison) -> Figure:
     Returns
     -------
     Figure
-        Six panels.
+        Triangles mark steps along which the loss rises; the band is where 95% of random updates would lie. The axis of
+        condition numbers ends at 1e5.
 
     Raises
     ------
@@ -345,28 +348,32 @@ def figure(result: Comparison) -> Figure:
         grid = fig.subplots(2, 3)
         (loss, angle_consumed, cond_consumed), (accuracy, angle, cond) = grid
         plot.loss(runs("evaluation"), loss)
-        loss.set(ylabel="loss (nats)", title=f"{result.dataset}: {result.n_evaluation} training images", yscale="log")
+        loss.set(ylabel="loss (nats)", title=f"{result.n_evaluation} fixed images of {result.dataset}", yscale="log")
         for position, training in enumerate(result.trainings):
-            accuracy.plot(training.evaluated.step, 100 * training.accuracy, label=training.rule, **line_style(position))
-        accuracy.set(ylabel="correct (%)", ylim=(80, 100), title="test accuracy")
+            style = line_style(position)
+            accuracy.plot(training.evaluated.step, 100 * training.accuracy, **style)
+            if training.rule == "ballistic":
+                course = training.consumed.step, training.own_cond
+                cond_consumed.plot(*course, color=style["color"], linewidth=0.8, label="ballistic, its own metric")
+        highest = max(float(training.accuracy.max()) for training in result.trainings)
+        accuracy.set(ylabel="correct (%)", ylim=(100 * highest - 20, 100), title="test accuracy")
         for name, psi, least, of in (
             ("mini-batch", angle_consumed, cond_consumed, "its mini-batch"),
-            ("evaluation", angle, cond, "fixed images"),
+            ("evaluation", angle, cond, "the fixed images"),
         ):
-            plot.angle(runs(name), psi, blocks=None)
+            plot.angle(runs(name), psi)
             psi.set_title("", loc="left")
             psi.set(ylabel=r"$\psi$ (degrees)", ylim=(-3, 100), title=f"angle to the gradient of {of}")
             plot.cond(runs(name), least)
-            least.set(ylabel="condition number", yscale="log", title=f"least, of {of}")
-        for training in result.trainings:
-            if training.rule == "ballistic":
-                cond_consumed.plot(
-                    training.consumed.step, training.own_cond, color=line_style(2)["color"], linewidth=0.8,
-                    label="ballistic, own metric",
-                )  # fmt: skip
-                cond_consumed.legend(fontsize=7)
+            least.set(ylabel="condition number", yscale="log", ylim=(0.7, 1e5), title=f"least, for {of}")
         for panel in grid.ravel():
             panel.set(xlabel="step", xlim=(0, result.n_steps))
+            if panel.get_legend() is not None:
+                panel.get_legend().remove()
+        loss.legend(fontsize=7)
+        handles, labels = cond_consumed.get_legend_handles_labels()
+        own = [(handle, label) for handle, label in zip(handles, labels, strict=True) if "own" in label]
+        cond_consumed.legend(*zip(*own, strict=True), fontsize=7, loc="upper right")
         for letter, panel in zip("abcdef", grid.ravel(), strict=True):
             name_panel(panel, letter)
     return fig
