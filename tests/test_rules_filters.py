@@ -177,3 +177,17 @@ def test_filters_refuse_other_shapes_and_numbers():
         rules.Drifting(0.9, 0.0, 1.0)
     with pytest.raises(ValueError, match="one size"):
         rules.steady_state_gain(np.eye(2), np.eye(2), np.eye(3))
+
+
+def test_filtered_gradient_descent_is_heavy_ball_of_optax():
+    """trace: m <- beta m + g, so that a rate of K rate makes the two the same."""
+    optax = pytest.importorskip("optax")
+    drifting = rules.Drifting(0.99, 0.02, 1.0)
+    ours = rules.Filtered(drifting, rules.NaturalGradient(rate=0.1))
+    theirs = rules.from_optax(optax.sgd(0.1 * drifting.gain, momentum=drifting.beta1))
+    a, b = ours.init(GRADS[0]), theirs.init(GRADS[0])
+    for g in GRADS:
+        u, a = ours.update(g, a)
+        v, b = theirs.update(g, b)
+        np.testing.assert_allclose(u, v, rtol=1e-12, atol=1e-15)
+    assert a.step == 40

@@ -24,6 +24,7 @@ WITH_METRIC = {
     "ballistic": rules.Ballistic(0.01),
     "adaptive": rules.Adaptive(0.02, gamma=0.7),
     "finite step": rules.FiniteStep(H, dt=0.5),
+    "filtered": rules.Filtered(rules.Drifting(0.9, 0.1, 1.0), rules.NaturalGradient(H, rate=0.3)),
     "reset": rules.Reset(PRIOR, H, hazard=0.4, dt=0.5, gamma=0.1),
 }
 

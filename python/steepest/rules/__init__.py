@@ -9,6 +9,7 @@ from __future__ import annotations
 from steepest.rules.adaptive import Adaptive, Ballistic
 from steepest.rules.evolution import EvolutionStrategy
 from steepest.rules.feedback import FeedbackAlignment, LayeredNetwork, random_feedback
+from steepest.rules.filtered import Filtered
 from steepest.rules.filters import Belief, Drifting, FlatPrior, steady_state_gain
 from steepest.rules.finite_step import FiniteStep
 from steepest.rules.hebbian import Hebbian
@@ -26,6 +27,7 @@ __all__ = [
     "Drifting",
     "EvolutionStrategy",
     "FeedbackAlignment",
+    "Filtered",
     "FiniteStep",
     "FlatPrior",
     "Hebbian",
