@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from steepest import cli, rules
-from steepest.experiments import ballistic, continual
+from steepest.experiments import ballistic, continual, switching_regression
 from steepest.experiments.digits import Digits, load_digits
 
 
@@ -18,12 +18,12 @@ def digits():
 
 @pytest.fixture(scope="module")
 def streams(digits):
-    return continual.run(digits, n_streams=24, n_network_streams=2, step_fraction=0.5, rng=3)
+    return continual.run(digits, n_streams=40, n_network_streams=2, step_fraction=0.3, rng=3)
 
 
 def test_tasks_have_a_common_hessian_and_the_prior_is_the_mean_of_their_optima(digits):
     """Against least squares on the images themselves, task by task."""
-    task = continual._Regression(digits)
+    task = switching_regression.Regression(digits)
     images = digits.train_images.astype(float)
     x = np.column_stack([images - images.mean(axis=0), np.ones(len(images))])
     labels = np.random.default_rng(0).permutation(10)
@@ -58,7 +58,7 @@ def test_the_derived_rule_has_the_least_cost_and_the_true_hazard_is_best(streams
 
 def test_the_cost_of_a_stream_is_the_integral_of_its_path(digits):
     """Without switches for a long time: the closed form of the quadratic problem, V = theta.S theta/2, gamma S = ..."""
-    task = continual._Regression(digits)
+    task = switching_regression.Regression(digits)
     n_steps = 2000
 
     class Never:
@@ -68,8 +68,8 @@ def test_the_cost_of_a_stream_is_the_integral_of_its_path(digits):
         def random(self, n):
             return np.ones(n)
 
-    found = continual._linear_stream(task, hazard=0.0, decay=0.0, jump=False, n=1, n_steps=n_steps, rng=Never())
-    gamma = continual._GAMMA
+    found = switching_regression.simulate(task, hazard=0.0, decay=0.0, jump=False, n=1, n_steps=n_steps, rng=Never())
+    gamma = switching_regression.GAMMA
     r = np.sqrt(gamma**2 / 4 + task.curvature) - gamma / 2  # eta = k = 1: S = r
     expected = 0.5 * (r * (task.prior - task.optimum) ** 2).sum()
     assert found.cost[0] == pytest.approx(expected, rel=0.02)  # steps of 0.1
@@ -103,7 +103,7 @@ def test_reproduce_continual(tmp_path, capsys, monkeypatch, streams):
     with np.load(tmp_path / "continual.npz", allow_pickle=False) as stored:
         np.testing.assert_array_equal(stored["linear_cost_no_reset"], streams.linear.cost["no reset"])
         assert float(stored["linear_decay"]) == streams.linear.decay
-    assert len((tmp_path / "continual.csv").read_text().splitlines()) == 1 + 4 * (24 + 2)
+    assert len((tmp_path / "continual.csv").read_text().splitlines()) == 1 + 4 * (40 + 2)
     shown = capsys.readouterr().out
     assert f"{streams.linear.cost['tuned decay'].mean():.3f}" in shown
     assert cli.main(["reproduce", "--only", "continual", "--data", str(tmp_path)]) == 2
@@ -140,17 +140,17 @@ def small():
 @pytest.fixture(scope="module")
 def comparison(small):
     pytest.importorskip("torch")
-    return ballistic.run(small, hidden=(16, 8), epochs=30, batch=32, every=5, n_evaluation=320, rng=0)
+    return ballistic.run(small, hidden=(16, 8), epochs=12, batch=32, every=5, n_evaluation=320, rng=0)
 
 
 def test_rules_are_tracked_against_both_gradients(comparison):
-    assert comparison.n_steps == 300
+    assert comparison.n_steps == 120
     trainings = {training.rule: training for training in comparison.trainings}
     assert list(trainings) == ["SGD", "Adam", "ballistic"]
     starts = {float(training.evaluated["loss"][0]) for training in trainings.values()}
     assert len(starts) == 1  # the same weights
     for training in trainings.values():
-        assert len(training.accuracy) == len(training.own_cond) == len(training.consumed.step) == 60
+        assert len(training.accuracy) == len(training.own_cond) == len(training.consumed.step) == 24
         assert training.consumed.gradient_source == "rule"
         assert training.evaluated.gradient_source == "evaluation"
         assert training.evaluated["loss"][-1] < training.evaluated["loss"][0]
@@ -170,7 +170,7 @@ def test_reproduce_ballistic(tmp_path, capsys, monkeypatch, comparison):
     assert {path.name for path in tmp_path.iterdir()} == {f"ballistic.{end}" for end in ("npz", "csv", "png", "pdf")}
     with np.load(tmp_path / "ballistic.npz", allow_pickle=False) as stored:
         np.testing.assert_array_equal(stored["SGD_accuracy"], comparison.trainings[0].accuracy)
-    assert len((tmp_path / "ballistic.csv").read_text().splitlines()) == 1 + 3 * 60
+    assert len((tmp_path / "ballistic.csv").read_text().splitlines()) == 1 + 3 * 24
     assert "blobs: 12-16-8-10 ReLU network" in capsys.readouterr().out
 
 

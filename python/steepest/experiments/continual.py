@@ -21,27 +21,18 @@ from numpy.typing import NDArray
 
 from steepest.experiments.digits import Digits
 from steepest.experiments.output import name_panel, new_figure, write_csv, write_npz
+from steepest.experiments.switching_regression import DT, HAZARDS, POLICIES, SINCE, LinearTasks, compare
 from steepest.rules import FlatPrior, LayeredNetwork, Reset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["HAZARDS", "POLICIES", "Continual", "Interval", "LinearTasks", "NetworkTasks", "figure", "run", "write"]
+__all__ = ["HAZARDS", "POLICIES", "Continual", "Interval", "NetworkTasks", "figure", "run", "write"]
 
 Array = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
 
-#: Derived: decay towards the prior by direction. Full reset: jump to the prior when the task has switched. Tuned decay:
-#: one decay rate for all directions, the best of a grid on other streams.
-POLICIES = ("derived reset", "no reset", "full reset", "tuned decay")
-#: Hazards that the derived rule assumes, in units of the true one.
-HAZARDS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _CLASSES = 10
-
-# The linear learner, in units of time.
-_HAZARD, _GAMMA, _DT = 0.2, 0.1, 0.1
-_DECAYS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-_SINCE = 120  # steps after a switch that are averaged
 
 # The network, in steps.
 _PERIOD, _BATCH, _HIDDEN, _BLOCK = 150, 16, 32, 10
@@ -80,30 +71,6 @@ class Interval:
         n, mean = len(samples), float(np.mean(samples))
         half = float(scipy.stats.t.ppf(0.975, n - 1) * np.std(samples, ddof=1)) / math.sqrt(n)
         return Interval(mean, mean - half, mean + half)
-
-
-@dataclass(frozen=True)
-class LinearTasks:
-    """Results of the linear learner; the same streams of tasks for every policy.
-
-    Attributes
-    ----------
-    decay : float
-        Of the tuned decay, per unit time.
-    cost, loss, accuracy : dict, ndarray, shape (streams,)
-        Of each policy: discounted cost; mean excess loss; share of test images classified correctly.
-    assumed : ndarray, shape (hazards, streams)
-        Cost of the derived rule at each of `HAZARDS`.
-    after_switch : dict, ndarray, shape (steps,)
-        Of each policy: mean excess loss by number of steps since the last switch.
-    """
-
-    decay: float
-    cost: dict[str, Array]
-    loss: dict[str, Array]
-    accuracy: dict[str, Array]
-    assumed: Array
-    after_switch: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -155,107 +122,6 @@ class Continual:
                 for policy, x in named:
                     found["_".join(filter(None, (part, field.name, policy.replace(" ", "_"))))] = x
         return found
-
-
-class _Regression:
-    """Squared loss of F x to one-hot targets, in the eigenbasis of the inputs' second moments."""
-
-    def __init__(self, digits: Digits) -> None:
-        mean = digits.train_images.mean(axis=0, dtype=np.float64)
-        train, test = (
-            np.column_stack([images.astype(np.float64) - mean, np.ones(len(images))])
-            for images in (digits.train_images, digits.test_images)
-        )
-        values, vectors = np.linalg.eigh(train.T @ train / len(train))
-        flat = values < 1e-9 * values[-1]  # pixels that are always black
-        self.curvature = np.where(flat, 0.0, values)
-        inverse = np.where(flat, 0.0, 1.0 / np.where(flat, 1.0, values))
-        targets = np.eye(_CLASSES)[digits.train_labels]
-        self.optimum = targets.T @ train @ vectors / len(train) * inverse
-        # Every permutation equally likely: the expected target is 1/10 whatever the image.
-        self.prior = np.tile(train.mean(axis=0) @ vectors * inverse / _CLASSES, (_CLASSES, 1))
-        self.test, self.labels = test @ vectors, digits.test_labels.astype(np.intp)
-
-    def excess(self, F: Array, optimum: Array) -> Array:
-        return np.asarray(0.5 * (self.curvature * (F - optimum) ** 2).sum(axis=(1, 2)))
-
-
-@dataclass(frozen=True)
-class _Stream:
-    cost: Array
-    loss: Array
-    accuracy: Array
-    after_switch: Array
-
-
-def _linear_stream(
-    task: _Regression, *, hazard: float, decay: float, jump: bool, n: int, n_steps: int, rng: np.random.Generator
-) -> _Stream:
-    """n streams side by side, as one long vector: the Hessian is diagonal."""
-    shape = (n, *task.prior.shape)
-    H, prior = np.broadcast_to(task.curvature, shape).copy(), np.broadcast_to(task.prior, shape).copy()
-    rule = Reset(prior, H, hazard=hazard, dt=_DT, gamma=_GAMMA)
-    F, state = prior, rule.init(prior)
-    labels = np.array([rng.permutation(_CLASSES) for _ in range(n)])
-    since, switched = np.zeros(n, dtype=int), np.zeros(n, dtype=bool)
-    cost, loss, accuracy = np.zeros(n), np.zeros(n), []
-    sums, counts = np.zeros(_SINCE), np.zeros(_SINCE)
-    for t in range(n_steps):
-        # Label c of a picture is now `labels[c]`: the row of F for it is the optimum's row of c.
-        optimum = np.empty(shape)
-        optimum[np.arange(n)[:, None], labels] = task.optimum
-        before = task.excess(F, optimum)
-        move, state = rule.update(H * (F - optimum), state, F)
-        if decay:
-            move = move + math.expm1(-decay * _DT) * (F - prior)
-        if jump:
-            move = np.where(switched[:, None, None], prior - F, move)
-        after = task.excess(F + move, optimum)
-        here = 0.5 * (before + after)
-        cost += math.exp(-_GAMMA * t * _DT) * ((move**2).sum(axis=(1, 2)) / (2.0 * _DT) + here * _DT)
-        loss += here / n_steps
-        seen = since < _SINCE
-        np.add.at(sums, since[seen], before[seen])
-        np.add.at(counts, since[seen], 1)
-        F = F + move
-        if t % 20 == 19:
-            guessed = np.argmax(F @ task.test.T, axis=1)
-            accuracy.append(np.mean(guessed == labels[:, task.labels], axis=1))
-        switched = rng.random(n) < -math.expm1(-_HAZARD * _DT)
-        since = np.where(switched, 0, since + 1)
-        for i in np.flatnonzero(switched):
-            labels[i] = rng.permutation(_CLASSES)
-    return _Stream(cost, loss, np.mean(accuracy, axis=0), sums / np.maximum(counts, 1))
-
-
-def _linear(digits: Digits, n: int, n_steps: int, seed: int, progress: Progress | None) -> LinearTasks:
-    task = _Regression(digits)
-    total, done = len(HAZARDS) + len(_DECAYS) + 2, 0
-
-    def stream(hazard: float = 0.0, decay: float = 0.0, jump: bool = False, other: int = 0) -> _Stream:
-        nonlocal done
-        found = _linear_stream(
-            task, hazard=hazard, decay=decay, jump=jump, n=n, n_steps=n_steps, rng=np.random.default_rng([seed, other])
-        )
-        done += 1
-        if progress is not None:
-            progress("linear learner", done, total)
-        return found
-
-    decay = min(_DECAYS, key=lambda decay: float(stream(decay=decay, other=1).cost.mean()))
-    assumed = [stream(hazard=ratio * _HAZARD) for ratio in HAZARDS]
-    chosen = dict(
-        zip(
-            POLICIES,
-            (assumed[HAZARDS.index(1.0)], assumed[HAZARDS.index(0.0)], stream(jump=True), stream(decay=decay)),
-            strict=True,
-        )
-    )
-    cost, loss, accuracy, after = (
-        {policy: getattr(found, name) for policy, found in chosen.items()}
-        for name in ("cost", "loss", "accuracy", "after_switch")
-    )
-    return LinearTasks(decay, cost, loss, accuracy, np.array([found.cost for found in assumed]), after)
 
 
 def _network_stream(
@@ -379,7 +245,7 @@ def run(
         came = f"{n_streams}, {n_network_streams}, {step_fraction}"
         raise ValueError(f"expected at least 2 streams of each and a positive fraction, got {came}")
     seed = int(np.random.default_rng(rng).integers(2**31))
-    linear = _linear(digits, n_streams, max(round(600 * step_fraction), 40), seed, progress)
+    linear = compare(digits, n_streams, max(round(600 * step_fraction), 40), seed, progress)
     network = _network(digits, n_network_streams, max(round(1500 * step_fraction), 40), seed, progress)
     return Continual(digits.name, linear, network)
 
@@ -420,7 +286,7 @@ def figure(result: Continual) -> Figure:
     linear, network = result.linear, result.network
     styles = {policy: line_style(i) for i, policy in enumerate(POLICIES)}
 
-    def compare(panel: Any, samples: dict[str, Array], unit: float | None, form: str) -> None:
+    def draw(panel: Any, samples: dict[str, Array], unit: float | None, form: str) -> None:
         """Paired differences from the derived rule, in percent of its mean or in `unit`; means beside the names."""
         own = samples[POLICIES[0]]
         scale = 100.0 / float(own.mean()) if unit is None else unit
@@ -456,19 +322,19 @@ def figure(result: Continual) -> Figure:
             title="linear: derived rule, other hazards",
         )  # fmt: skip
 
-        compare(cost, linear.cost, None, ".2f")
+        draw(cost, linear.cost, None, ".2f")
         cost.set(xlabel="cost above derived rule (%)", title="linear: cost of moving and of loss")
         for policy in POLICIES:
-            after.plot(np.arange(_SINCE) * _DT, linear.after_switch[policy], label=policy, **styles[policy])
+            after.plot(np.arange(SINCE) * DT, linear.after_switch[policy], label=policy, **styles[policy])
         after.set(
-            xlabel="time since switch", ylabel="excess loss", ylim=(0, None), xlim=(0, _SINCE * _DT),
+            xlabel="time since switch", ylabel="excess loss", ylim=(0, None), xlim=(0, SINCE * DT),
             title="linear: loss alone",
         )  # fmt: skip
         after.legend(fontsize=7)
 
-        compare(loss, network.loss, None, ".2f")
+        draw(loss, network.loss, None, ".2f")
         loss.set(xlabel="loss above derived rule (%)", title="ReLU network: loss alone (nats)")
-        compare(accuracy, network.accuracy, 100.0, ".1%")
+        draw(accuracy, network.accuracy, 100.0, ".1%")
         accuracy.set(xlabel="correct, less derived rule (points)", title="ReLU network: accuracy")
         middle = np.arange(0, _PERIOD, _BLOCK) + 0.5 * _BLOCK
         for policy in POLICIES:

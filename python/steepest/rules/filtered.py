@@ -1,7 +1,5 @@
 """A rule that acts on a filtered gradient."""
 
-# ruff: noqa: ARG002 (arguments of the protocol that this rule does not need)
-
 from __future__ import annotations
 
 from dataclasses import dataclass
