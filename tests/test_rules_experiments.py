@@ -1,5 +1,6 @@
 """Continual learning and ballistic learning on digits: by identities, and by independent computations."""
 
+import importlib.util
 import math
 
 import numpy as np
@@ -177,3 +178,11 @@ def test_reproduce_ballistic(tmp_path, capsys, monkeypatch, comparison):
 def test_ballistic_experiment_refuses(small):
     with pytest.raises(ValueError, match="positive numbers"):
         ballistic.run(small, epochs=0)
+
+
+def test_ballistic_without_torch_names_the_extras(tmp_path, monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+    assert cli.main(["reproduce", "--only", "ballistic", "--out", str(tmp_path / "out")]) == 1
+    assert 'pip install "steepest[experiments,torch]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -135,5 +135,5 @@ def run_ballistic(out: Path, data: Path | None, seed: int, quick: bool, progress
             for training in result.trainings
         ],
         f"medians over recorded steps; psi in degrees, against the gradient of the step's mini-batch and of "
-        f"{result.n_evaluation} fixed images; P2 trains for 10 epochs",
+        f"{result.n_evaluation} fixed images; Vastola et al. (2025) train for 10 epochs",
     )

@@ -1,9 +1,9 @@
 """SGD, Adam and the ballistic rule on a ReLU network for digits, tracked: loss, angle to the gradient, conditioning.
 
-P2's Figure 2e: a 784-512-256-10 network, mini-batches of 128, cross-entropy; SGD at rate 0.1, AdamW at 0.001, ballistic
-at 0.0005 with decay 0.999. There it is trained for ten epochs; here for two by default, since what is seen of the
-geometry is seen by then. Pixels are in [0, 1]; AdamW has weight decay 0 (it is Adam then); weights start as PyTorch's
-layers do, the same for all rules, and all see the same mini-batches.
+Figure 2e of Vastola, Gershman and Rajan (2025): a 784-512-256-10 network, mini-batches of 128, cross-entropy; SGD at
+rate 0.1, AdamW at 0.001, ballistic at 0.0005 with decay 0.999. There it is trained for ten epochs; here for two by
+default. Not in the source, and so ours: pixels are in [0, 1]; AdamW has weight decay 0 (it is Adam then); weights start
+as PyTorch's layers do, the same for all rules, and all see the same mini-batches.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Ballistic(Rule):
 
     Notes
     -----
-    Section 13 (paper: the code of P2's authors): RMSProp with epsilon inside of the root; no first moment, no bias
+    Section 13 (code of Vastola et al. 2025): RMSProp with epsilon inside of the root; no first moment, no bias
     correction, so the first step is ``rate/sqrt(1 - decay)`` per coordinate. Cost: elementwise, one long vector of
     state.
 

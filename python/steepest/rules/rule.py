@@ -124,7 +124,8 @@ class Rule(ABC):
         params : array or mapping, optional
             Parameters before the step, where the rule needs them.
         **data
-            What else the rule learns from; named in its docstring.
+            What else the rule learns from; named in its docstring. Names that it does not know are ignored, so that
+            rules can be compared on the same data.
 
         Returns
         -------
