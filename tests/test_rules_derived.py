@@ -59,6 +59,18 @@ def test_limits_of_the_finite_step():
     np.testing.assert_allclose(step(dt=1e-7, gamma=1e4, eta=3.0) / 1e-7, -3e-4 * grad, rtol=1e-4)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 8.0])
+def test_metric_of_a_short_step_is_that_of_the_flow(gamma):
+    """(R + gamma I)/(eta k), section 13, per unit time; at gamma = 0 the root of H."""
+    H, eta, k, dt = spd(4, np.random.default_rng(1)), 0.7, 1.9, 1e-7
+    rule = rules.FiniteStep(H, dt=dt, gamma=gamma, eta=eta, k=k)
+    M = rule.metric(np.ones(4), rule.init(np.ones(4))).to_dense() * dt
+    R = riccati_rate(H, gamma, eta, k)
+    np.testing.assert_allclose(M, (R + gamma * np.eye(4)) / (eta * k), rtol=1e-5, atol=1e-6)
+    if gamma == 0.0:
+        np.testing.assert_allclose(M, scipy.linalg.sqrtm(H).real / math.sqrt(eta * k), rtol=1e-5, atol=1e-6)
+
+
 def test_flat_and_negative_curvature():
     h, grad = np.array([0.0, 1e-14, 2.0]), np.ones(3)
     rule = rules.FiniteStep(h, dt=0.5, gamma=2.0)
@@ -199,6 +211,31 @@ def test_reset_rule_is_the_riccati_feedback_of_the_expected_tasks(h, gamma, haza
     at = np.array([theta])
     update, _ = rule.update(np.array([h * (theta - mu)]), rule.init(at), at)
     assert update[0] / dt == pytest.approx(-feedback @ [theta - prior, mu - prior], rel=1e-5)
+
+
+@pytest.mark.parametrize(("h", "gamma", "hazard"), [(1.0, 0.5, 1.0), (0.2, 0.3, 3.0), (4.0, 7.0, 0.3)])
+def test_reset_rule_solves_the_hjb_equation_of_the_jump_process(h, gamma, hazard):
+    """By policy iteration, with collocation at random points and the expectation over the next task written out.
+
+    gamma V = v^2/(2 eta) + k h (theta - c)^2/2 + V_theta v + hazard (E V(theta, c') - V(theta, c)), v = -eta V_theta.
+    """
+    eta, k, prior, spread = 0.8, 1.5, 0.4, 1.7
+    theta, c = np.random.default_rng(0).uniform(-3, 3, (2, 40))
+    one = np.ones(40)
+    basis = np.stack([one, theta, c, theta**2, theta * c, c**2])
+    slope = np.stack([0 * one, one, 0 * one, 2 * theta, c, 0 * one])
+    after = np.stack([one, theta, prior * one, theta**2, theta * prior, (prior**2 + spread**2) * one])
+    v = c - theta
+    for _ in range(30):
+        cost = v**2 / (2 * eta) + 0.5 * k * h * (theta - c) ** 2
+        V, *_ = np.linalg.lstsq((gamma * basis - slope * v - hazard * (after - basis)).T, cost, rcond=None)
+        v = -eta * V @ slope
+    cost = v**2 / (2 * eta) + 0.5 * k * h * (theta - c) ** 2
+    residual = cost + V @ (slope * v + hazard * (after - basis) - gamma * basis)
+    assert np.abs(residual).max() < 1e-8 * np.abs(cost).max()
+    rule = rules.Reset(np.full(40, prior), np.full(40, h), hazard=hazard, dt=1e-7, gamma=gamma, eta=eta, k=k)
+    update, _ = rule.update(h * (theta - c), rule.init(theta), theta)
+    np.testing.assert_allclose(update / 1e-7, v, rtol=1e-5, atol=1e-6)
 
 
 def test_reset_rule_in_several_dimensions_and_its_metric():

@@ -254,3 +254,18 @@ def test_evolution_strategy_needs_params_and_finite_losses():
         rule.update(None, state, np.ones(2))
     with pytest.raises(ValueError, match="params"):
         rule.update(None, state)
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_networks_of_other_libraries(library):
+    convert = pytest.importorskip("torch").tensor if library == "torch" else pytest.importorskip("jax").numpy.array
+    rng = np.random.default_rng(8)
+    params = {name: value.astype(np.float32) for name, value in network((4, 5, 2), rng).items()}
+    x, t = (a.astype(np.float32) for a in data((4, 5, 2), rng))
+    rule = rules.FeedbackAlignment(rules.LayeredNetwork(), rules.random_feedback(params, rng=0), rate=0.1)
+    expected, _ = rule.update(None, rule.init(params), params, inputs=x, targets=t)
+    given = {name: convert(value) for name, value in params.items()}
+    found, _ = rule.update(None, rule.init(given), given, inputs=convert(x), targets=convert(t))
+    for name, value in found.items():
+        assert type(value) is type(given[name])
+        np.testing.assert_array_equal(np.asarray(value), expected[name])

@@ -224,3 +224,30 @@ def test_a_run_can_go_on():
 def test_rules_without_a_metric_say_why(rule):
     with pytest.raises(NotImplementedError, match=f"{type(rule).__name__} has no metric of its own: .{{20,}}"):
         rule.metric(PRIOR, None)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_nan_zero_and_a_single_number(name):
+    rule = ELEMENTWISE[name]
+    assert np.isnan(rule.update(np.array([np.nan]), rule.init(np.zeros(1)))[0]).all()  # seen, not hidden
+    assert (rule.update(np.zeros(3), rule.init(np.zeros(3)))[0] == 0.0).all()
+    update, _ = rule.update(np.array(2.0), rule.init(np.array(0.0)))
+    assert np.shape(update) == ()
+    assert update < 0
+
+
+def test_a_hessian_with_nan_is_refused():
+    with pytest.raises(ValueError, match="finite"):
+        rules.FiniteStep(np.array([1.0, np.nan]), dt=0.1).init(np.zeros(2))
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_bfloat16(name):
+    torch = pytest.importorskip("torch")
+    rule = ELEMENTWISE[name]
+    grad = torch.tensor([1.0, -2.0], dtype=torch.bfloat16)
+    update, _ = rule.update(grad, rule.init(grad))
+    expected, _ = rule.update(np.array([1.0, -2.0]), rule.init(np.zeros(2)))
+    assert update.dtype == torch.bfloat16
+    np.testing.assert_allclose(update.float().numpy(), expected, rtol=0.02)
+    assert rule.metric(grad, rule.init(grad)).shape == (2, 2)
