@@ -236,6 +236,7 @@ def test_evolution_strategy_learns_digits():
     run = rule.run(lambda x: (objective(x), objective.gradient(x)), np.zeros(objective.size), 25, objective="fixed")
     assert run.recording.loss[-1] < 0.8 * run.recording.loss[0]
     assert run.recording.counts()["ok"] == 25
+    assert run.recording.gradient_source == "evaluation"  # the rule never sees it
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ class EvolutionStrategy(Rule):
     True
     """
 
+    gradient_source = "evaluation"
     no_metric = (
         "its update is random, on average minus a multiple of the gradient of the smoothed loss; pairs.stochastic "
         "compares averages"

@@ -49,6 +49,7 @@ class Hebbian(Rule):
     (True, True)
     """
 
+    gradient_source = "evaluation"
     no_metric = "it has no loss; give steepest.align one that it might follow, as steepest.experiments.oja does"
 
     def __init__(self, kind: Literal["oja", "sanger", "plain"] = "oja", *, rate: Schedule) -> None:

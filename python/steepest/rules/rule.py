@@ -15,7 +15,7 @@ from steepest.arrays import ArrayOrMapping
 from steepest.metrics.interface import Metric
 from steepest.recorder import Recorder
 from steepest.recording import Recording
-from steepest.row_format import Keep, Objective
+from steepest.row_format import GradientSource, Keep, Objective
 from steepest.rules.leaves import add, plain
 
 __all__ = ["Rule", "Run", "Schedule", "Stateless", "rate_at"]
@@ -93,6 +93,9 @@ class Rule(ABC):
 
     #: Why there is no `metric`, for rules that have none of their own.
     no_metric = "it is not minus a matrix times the gradient; steepest.metric(grad, update) is the metric of one step"
+
+    #: Of recordings by `run`: the gradient that the rule consumed, or one that it never sees.
+    gradient_source: GradientSource = "rule"
 
     @abstractmethod
     def init(self, params: ArrayOrMapping) -> Any:
@@ -224,7 +227,9 @@ class Rule(ABC):
         """
         if n_steps < 1:
             raise ValueError(f"expected n_steps of at least 1, got {n_steps}")
-        rec = Recorder(objective=objective, lag=lag, keep=keep) if recorder is None else recorder
+        rec = recorder
+        if rec is None:
+            rec = Recorder(objective=objective, gradient_source=self.gradient_source, lag=lag, keep=keep)
         params = plain(params)
         state = self.init(params) if state is None else state
         for _ in range(n_steps):
