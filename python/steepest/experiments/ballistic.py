@@ -370,6 +370,7 @@ def figure(result: Comparison) -> Figure:
             panel.set(xlabel="step", xlim=(0, result.n_steps))
             if panel.get_legend() is not None:
                 panel.get_legend().remove()
+        loss.set_ylim(bottom=0.2 * loss.get_ylim()[0])  # room for the legend
         loss.legend(fontsize=7, loc="lower left")
         handles, labels = cond_consumed.get_legend_handles_labels()
         own = [(handle, label) for handle, label in zip(handles, labels, strict=True) if "own" in label]
