@@ -67,7 +67,7 @@ __version__: str = _core.build_config()["version"]
 
 
 # Modules that need optional packages, or much of them: imported when they are first named.
-_ON_DEMAND = ("optax", "report", "sources", "torch")
+_ON_DEMAND = ("jax", "navigation", "optax", "report", "rules", "sources", "torch")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,27 +1,46 @@
-"""``steepest reproduce``: the experiments, their tables and figures."""
+"""``steepest reproduce``: run the experiments; write tables, numbers and figures."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
-import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from steepest.cli.output import CommandError, Table, message, print_json, print_table, show_progress
-
-if TYPE_CHECKING:
-    from steepest.experiments.feedback_alignment import FeedbackAlignment
-    from steepest.experiments.geometry import RuleGeometry
-    from steepest.experiments.lti import LTI
-    from steepest.experiments.navigation import Course
+from steepest.cli.reproduced.experiment import Options
 
 __all__ = ["add", "reproduce"]
 
-_EXPERIMENTS = ("lti", "feedback-alignment", "geometry", "navigation")
-_LARGE_SYSTEM = 100  # states of the second linear system, which enters the table only
+
+@dataclass(frozen=True)
+class _Experiment:
+    """Where an experiment is, and what it needs; its module is that of the name in `steepest.cli.reproduced`."""
+
+    name: str
+    by_default: bool = True
+    digits: bool = True  # reads handwritten digits, of scikit-learn if there is no --data
+    mnist: bool = True  # --data can take their place
+    needs: tuple[str, ...] = ("matplotlib",)
+
+    @property
+    def key(self) -> str:
+        return self.name.replace("-", "_")
+
+
+_EXPERIMENTS = {
+    one.name: one
+    for one in (
+        _Experiment("lti", digits=False, mnist=False),
+        _Experiment("feedback-alignment"),
+        _Experiment("geometry"),
+        _Experiment("navigation", digits=False, mnist=False),
+        _Experiment("continual", by_default=False, mnist=False),
+        _Experiment("ballistic", by_default=False, needs=("matplotlib", "torch")),
+    )
+}
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,11 +54,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "reproduce",
         help="run the experiments; write tables, numbers and figures",
-        description="Run the experiments, or the one that is named: linear dynamics, feedback alignment, which constant "
-        "metric explains each of eight rules (geometry), and rules derived by optimal control (navigation). Tables on "
+        description="Run linear dynamics, feedback alignment, which constant metric explains each of eight rules "
+        "(geometry), and rules derived by optimal control (navigation); or the one that is named, among them tasks "
+        "that switch (continual) and SGD, Adam and a derived rule, tracked (ballistic; needs PyTorch). Tables on "
         "standard output, numbers (npz, csv) and figures (png, pdf) in a folder.",
     )
-    parser.add_argument("experiment", nargs="?", choices=_EXPERIMENTS, help="run one experiment")
+    parser.add_argument("experiment", nargs="?", choices=tuple(_EXPERIMENTS), help="run one experiment")
     parser.add_argument(
         "--out", type=Path, default=Path("results"), help="folder for the results (default: %(default)s)"
     )
@@ -47,9 +67,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--data", type=Path, metavar="DIR", help="folder with the four MNIST IDX files, plain or .gz "
         "(default: the 8x8 digits that come with scikit-learn)",
     )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="a tenth of the training steps, or of geometry one seed")
+    parser.add_argument("--quick", action="store_true", help="fewer steps or seeds: a tenth of the time or less")
     parser.add_argument("--seed", type=_seed, default=0, help="of every random draw (default: %(default)s)")
-    parser.add_argument("--only", choices=_EXPERIMENTS, help="the same as naming it")
+    parser.add_argument("--only", choices=tuple(_EXPERIMENTS), help="the same as naming it")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of tables")
     parser.set_defaults(run=reproduce, usage_error=parser.error)
 
@@ -74,35 +94,22 @@ def reproduce(arguments: argparse.Namespace) -> None:
     CommandError
         A dependency is missing.
     """
-    out, data, quick, seed, only = (getattr(arguments, name) for name in ("out", "data", "quick", "seed", "only"))
+    data, only = arguments.data, arguments.only
     if arguments.experiment is not None:
         if only not in (None, arguments.experiment):
             arguments.usage_error(f"expected one experiment, got {arguments.experiment} and --only {only}")
         only = arguments.experiment
-    if data is not None and only in ("lti", "navigation"):
-        arguments.usage_error(f"--data is for feedback alignment and geometry, which --only {only} leaves out")
-    chosen = _EXPERIMENTS if only is None else (only,)
-    # Before anything runs: what is missing should not show after minutes of work.
-    needed = ["matplotlib"]
-    if chosen != ("lti",) and data is None:
-        needed.append("sklearn")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise CommandError(f'not installed here: {", ".join(missing)}; get them by pip install "steepest[experiments]"')
-    out.mkdir(parents=True, exist_ok=True)
+    chosen = [one for one in _EXPERIMENTS.values() if (one.by_default if only is None else one.name == only)]
+    if data is not None and not any(one.mnist for one in chosen):
+        names = ", ".join(one.name for one in _EXPERIMENTS.values() if one.mnist)
+        arguments.usage_error(f"--data is for {names}; {only} has no use for it")
+    _require(chosen, data is not None)
+    options = Options(arguments.out, data, arguments.seed, arguments.quick, _Bar())
+    options.out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     tables: dict[str, Table] = {}
-    if "lti" in chosen:
-        paths, tables["lti"] = _run_lti(out, seed, quick)
-        written += paths
-    if "feedback-alignment" in chosen:
-        paths, tables["feedback_alignment"] = _run_feedback_alignment(out, data, seed, quick)
-        written += paths
-    if "geometry" in chosen:
-        paths, tables["geometry"] = _run_geometry(out, data, seed, quick)
-        written += paths
-    if "navigation" in chosen:
-        paths, tables["navigation"] = _run_navigation(out, seed, quick)
+    for one in chosen:
+        paths, tables[one.key] = importlib.import_module(f"steepest.cli.reproduced.{one.key}").run(options)
         written += paths
     if arguments.json:
         found = {name: {"title": table.title, "rows": table.to_dicts()} for name, table in tables.items()}
@@ -113,164 +120,15 @@ def reproduce(arguments: argparse.Namespace) -> None:
     message("Written: " + ", ".join(str(path) for path in written))
 
 
-def _run_lti(out: Path, seed: int, quick: bool) -> tuple[list[Path], Table]:
-    from steepest.experiments import lti
-    from steepest.experiments.output import write_figure
-
-    rng = np.random.default_rng(seed)
-    n_steps = 100 if quick else 400
-    result = lti.run(n_steps=n_steps)
-    large = lti.run(lti.random_system(_LARGE_SYSTEM, rng=rng), n_steps=n_steps, rng=rng)
-    curves = lti.eigenvalue_curves()
-    written = lti.write(result, curves, out)
-    written += write_figure(lti.figure(result, curves), out / "lti")
-    written += write_figure(lti.geometry_figure(result), out / "geometry")
-
-    return written, Table(
-        "Linear dynamics: theta' = A theta as natural gradient descent on theta^T P theta / 2, eq (21)",
-        (
-            "states",
-            "steps",
-            "loss, first to last",
-            "psi (deg)",
-            "cond",
-            "largest |M^-1 y - A theta|/|A theta|",
-        ),
-        [_lti_row(result), _lti_row(large)],
-    )
-
-
-def _lti_row(result: LTI) -> tuple[str, ...]:
-    degrees = np.degrees(result.angle)
-    return (
-        str(len(result.A)),
-        str(len(result.time)),
-        f"{result.loss[0]:.3g} to {result.loss[-1]:.3g}",
-        f"{degrees.min():.1f} to {degrees.max():.1f}",
-        f"{result.cond.min():.3g} to {result.cond.max():.3g}",
-        f"{result.residual.max():.1e}",
-    )
-
-
-def _run_feedback_alignment(out: Path, data: Path | None, seed: int, quick: bool) -> tuple[list[Path], Table]:
-    from steepest.experiments import feedback_alignment
-    from steepest.experiments.digits import load_digits, load_mnist
-    from steepest.experiments.output import write_figure
-
-    rng = np.random.default_rng(seed)
-    digits = load_digits(rng=rng) if data is None else load_mnist(data)
-    result = feedback_alignment.run(digits, step_fraction=0.1 if quick else 1.0, rng=rng, progress=_Bar())
-    written = feedback_alignment.write(result, out)
-    written += write_figure(feedback_alignment.figure(result), out / "feedback_alignment")
-
-    return written, Table(
-        f"Feedback alignment: linear network {result.n_inputs}-{result.n_hidden}-10 on {result.dataset} "
-        f"({result.n_train} training, {result.n_test} test images), full-batch gradients; "
-        f"least squares reaches {100 * result.least_squares_accuracy:.2f}%",
-        (
-            "loss",
-            "rule",
-            "training loss",
-            "test",
-            "psi",
-            "psi W1",
-            "psi W2",
-            "cond",
-            "no metric",
-            "W2^T from B",
-        ),
-        _feedback_alignment_rows(result),
-        "psi, psi W1, psi W2, W2^T from B: degrees, first and last step; no metric: steps, all weights",
-    )
-
-
-def _feedback_alignment_rows(result: FeedbackAlignment) -> list[tuple[str, ...]]:
-    def ends(radians: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
-        return f"{math.degrees(radians[0]):.1f} to {math.degrees(radians[-1]):.1f}"
-
-    return [
-        (
-            training.loss_name,
-            training.rule,
-            f"{training.loss[0]:.4f} to {training.final_loss:.4f}",
-            f"{100 * training.final_accuracy:.2f}%",
-            ends(training.angle),
-            ends(training.angle_w1),
-            ends(training.angle_w2),
-            f"{training.cond[0]:.3g} to {training.cond[-1]:.3g}",
-            f"{training.n_without_metric} of {len(training.step)}",
-            ends(training.feedback_angle),
-        )
-        for training in result.trainings
-    ]
-
-
-def _run_geometry(out: Path, data: Path | None, seed: int, quick: bool) -> tuple[list[Path], Table]:
-    from steepest.experiments import geometry, geometry_figures
-    from steepest.experiments.digits import load_digits, load_mnist
-    from steepest.experiments.output import write_figure
-
-    digits = load_digits(rng=np.random.default_rng(seed)) if data is None else load_mnist(data)
-    result = geometry.run(digits, seed=seed, n_seeds=1 if quick else 6, progress=_Bar())
-    written = geometry.write(result, out)
-    written += write_figure(geometry_figures.figure(result), out / "geometry_rules")
-    written += write_figure(geometry_figures.checks_figure(result), out / "geometry_checks")
-
-    return written, Table(
-        f"Which geometry is the rule using? Held-out R2 of one constant metric, {result.n_inputs}-{result.n_hidden}-10 "
-        f"linear network on {result.dataset}, median (lowest to highest) of {len(result.seeds)} seeds",
-        ("rule", "batch", "gradient", *geometry.FAMILIES, "ceiling"),
-        _geometry_rows(result),
-        f"{geometry_figures.caption(result)}\n{geometry_figures.checks_caption(result)}",
-    )
-
-
-def _geometry_rows(result: RuleGeometry) -> list[tuple[str, ...]]:
-    from steepest.experiments.geometry_figures import SHOWN, maps, scores
-
-    rows = []
-    for batch, against, _ in maps(result):
-        median, lowest, highest, ceiling = scores(result, batch, against)
-        for i, rule in enumerate(SHOWN):
-            # + 0.0: no minus before a zero
-            rounded = (np.round(x[i], 2) + 0.0 for x in (median, lowest, highest))
-            cells = [f"{m:.2f} ({a:.2f} to {b:.2f})" for m, a, b in zip(*rounded, strict=True)]
-            limit = "" if math.isnan(ceiling[i]) else f"{ceiling[i]:.2f}"
-            rows.append((rule, "all" if batch is None else str(batch), against, *cells, limit))
-    return rows
-
-
-def _run_navigation(out: Path, seed: int, quick: bool) -> tuple[list[Path], Table]:
-    from steepest.experiments import navigation, navigation_figures
-    from steepest.experiments.output import write_figure
-
-    result = navigation.run(50 if quick else 200, rng=np.random.default_rng(seed))
-    written = navigation.write(result, out)
-    for name in ("wells", "quadratics", "geometry_and_drift", "metrics"):
-        written += write_figure(getattr(navigation_figures, name)(result), out / f"navigation_{name}")
-    return written, Table(
-        f"Optimal navigation: learning rules that minimise effort and loss together. Double well: {result.status}",
-        ("problem", "rule or path", "J", "psi (deg)", "least cond", "own cond M", "M to optimum"),
-        [_navigation_row(group, course) for group, courses in result.groups.items() for course in courses],
-        f"the path that has to end at (1.0625, 0) has J = {result.fixed_end_action:.6f}; own cond M: of the constant "
-        "metric of the rule, where it has one; M to optimum: affine-invariant distance to the condition-optimal metric",
-    )
-
-
-def _navigation_row(group: str, course: Course) -> tuple[str, ...]:
-    def span(values: np.ndarray[tuple[int], np.dtype[np.float64]], form: str) -> str:
-        finite = values[np.isfinite(values)]
-        return "" if finite.size == 0 else f"{finite.min():{form}} to {finite.max():{form}}"
-
-    return (
-        group,
-        course.name,
-        f"{course.action:.6f}" if math.isfinite(course.action) else "infinite",
-        span(np.degrees(course.angle), ".1f"),
-        span(course.cond, ".3g"),
-        f"{course.own_cond:.3g}" if math.isfinite(course.own_cond) else "",
-        span(course.distance, ".2f"),
-    )
+def _require(chosen: list[_Experiment], has_data: bool) -> None:
+    """Before anything runs: what is missing should not show after minutes of work."""
+    needed = {name for one in chosen for name in one.needs}
+    if any(one.digits and not (one.mnist and has_data) for one in chosen):
+        needed.add("sklearn")
+    missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
+    if missing:
+        extra = "experiments,torch" if "torch" in missing else "experiments"
+        raise CommandError(f'not installed here: {", ".join(missing)}; get them by pip install "steepest[{extra}]"')
 
 
 class _Bar:

@@ -1,0 +1,1 @@
+"""What `steepest reproduce` runs: one file for each experiment, with its table."""
