@@ -109,7 +109,7 @@ def test_wrong_usage_is_exit_code_2(arguments, capsys):
 def test_data_without_its_experiment_is_refused(tmp_path, capsys):
     arguments = ["reproduce", "--only", "lti", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
     assert cli.main(arguments) == 2
-    assert "--data is for feedback-alignment, geometry, ballistic" in capsys.readouterr().err
+    assert "--data is for feedback-alignment, geometry, navigation, ballistic" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

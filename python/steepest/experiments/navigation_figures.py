@@ -91,7 +91,9 @@ def wells(result: navigation.Navigation) -> Figure:
     return fig
 
 
-def quadratics(result: navigation.Navigation, training: Mapping[str, tuple[Any, Any]] | None = None) -> Figure:
+def quadratics(
+    result: navigation.Navigation, training: Mapping[str, tuple[Any, Any]] | None = None, trained: str = ""
+) -> Figure:
     """Three horizons on quadratics.
 
     Parameters
@@ -100,6 +102,8 @@ def quadratics(result: navigation.Navigation, training: Mapping[str, tuple[Any, 
         Of `steepest.experiments.navigation.run`.
     training : mapping name -> (step, loss), optional
         Measured training courses for panel e; without them the figure has no panel e.
+    trained : str
+        What they are, for the caption.
 
     Returns
     -------
@@ -148,7 +152,7 @@ def quadratics(result: navigation.Navigation, training: Mapping[str, tuple[Any, 
             if training is None
             else " f, a network trained on CIFAR-10, needs data and is"
         )
-        _finish(fig, panels, "quadratics", f" The paper's panel{left_out} not shown here.")
+        _finish(fig, panels, "quadratics", f" {trained} The paper's panel{left_out} not shown here.".replace("  ", " "))
     return fig
 
 

@@ -15,6 +15,7 @@ from steepest.rules.finite_step import FiniteStep
 from steepest.rules.hebbian import Hebbian
 from steepest.rules.natural_gradient import NaturalGradient
 from steepest.rules.optax_rule import from_optax
+from steepest.rules.optimal import Optimal
 from steepest.rules.reset import Reset
 from steepest.rules.rule import Rule, Run
 from steepest.rules.torch_rule import from_torch
@@ -33,6 +34,7 @@ __all__ = [
     "Hebbian",
     "LayeredNetwork",
     "NaturalGradient",
+    "Optimal",
     "Reset",
     "Rule",
     "Run",

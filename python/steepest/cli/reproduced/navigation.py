@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,14 +33,28 @@ def run(options: Options) -> tuple[list[Path], Table]:
     table : Table
         For standard output.
     """
-    out, seed, quick = options.out, options.seed, options.quick
+    out, data, seed, quick = options.out, options.data, options.seed, options.quick
     from steepest.experiments import navigation, navigation_figures
     from steepest.experiments.output import write_figure
 
-    result = navigation.run(50 if quick else 200, rng=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    result = navigation.run(50 if quick else 200, rng=rng)
+    training, trained = None, ""
+    if data is not None and importlib.util.find_spec("torch") is not None:  # panel e of the quadratics, from networks
+        from steepest.experiments import ballistic
+        from steepest.experiments.digits import load_mnist
+
+        found = ballistic.run(load_mnist(data), epochs=1, rng=rng, progress=options.progress)
+        training = {one.rule: (one.evaluated.step, one.evaluated["loss"]) for one in found.trainings}
+        trained = (
+            f"Panel e: {'-'.join(map(str, found.layers))} ReLU network on {found.dataset}, {found.epochs} epoch of "
+            f"mini-batches of {found.batch}, loss of {found.n_evaluation} images; the paper trains for 10 epochs."
+        )
     written = navigation.write(result, out)
-    for name in ("wells", "quadratics", "geometry_and_drift", "metrics"):
+    for name in ("wells", "geometry_and_drift", "metrics"):
         written += write_figure(getattr(navigation_figures, name)(result), out / f"navigation_{name}")
+    quadratics = navigation_figures.quadratics(result, training, trained)
+    written += write_figure(quadratics, out / "navigation_quadratics")
     return written, Table(
         f"Optimal navigation: learning rules that minimise effort and loss together. Double well: {result.status}",
         ("problem", "rule or path", "J", "psi (deg)", "least cond", "own cond M", "M to optimum"),
