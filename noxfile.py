@@ -111,12 +111,13 @@ def sanitizers(session: nox.Session) -> None:
         CMAKE_BUILD_TYPE="RelWithDebInfo",
     )
     session.run("ctest", "--test-dir", "build/asan", "--output-on-failure", "--no-tests=error", env=strict)
-    # Python itself is not instrumented, so the runtime has to be loaded first, and leaks of the
-    # interpreter would be counted as ours.
+    # Python itself is not instrumented, so the runtime has to be loaded first, with the C++ library whose exceptions it
+    # looks for then; and leaks of the interpreter would be counted as ours.
     session.install(f"steepest[test] @ {wheel.resolve().as_uri()}")
-    runtime = subprocess.run(
-        ["g++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    runtime = " ".join(
+        subprocess.run(["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    )
     session.run("pytest", *session.posargs, env={**strict, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"})
 
 

@@ -63,9 +63,8 @@ void bind_small_matrix(py::module_& module) {
             if (gram.ndim() != 3 || gram_low.ndim() != 3 || gram.shape(1) != gram.shape(2) ||
                 !std::equal(gram.shape(), gram.shape() + 3, gram_low.shape()))
                 throw py::value_error("expected high and low parts of m Gram matrices, of shape (m, k, k)");
-            const SmallMatrixDD none = SmallMatrixDD::Zero(gram.shape(1), gram.shape(1));
-            const SmallMatrixDD k1 = none + to_small_matrix(core1).cast<DoubleDouble>(),
-                                k2 = none + to_small_matrix(core2).cast<DoubleDouble>();
+            const SmallMatrixDD k1 = to_small_matrix(core1).cast<DoubleDouble>(),
+                                k2 = to_small_matrix(core2).cast<DoubleDouble>();
             require_square(k1, gram.shape(1), "a core");
             require_square(k2, gram.shape(1), "a core");
             const index_t m = gram.shape(0), k = gram.shape(1);
