@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from steepest.arrays import Layout
@@ -127,6 +126,8 @@ class _Objective:
 
 def _solve(batches: Batches, n: int, rank: int, budget: int, tolerance: float) -> tuple[_BlockSolution, float]:
     """Least squares over U, with the best diagonal for each; and the sum of squares that is left."""
+    from scipy.optimize import minimize  # 40 ms that the import of the package need not take
+
     k = min(rank, n)
     f = _Objective(batches, n, k, budget)
     if not f.moved.any() or not f.total > 0.0:

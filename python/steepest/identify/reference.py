@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.sparse.linalg import LinearOperator, cg
 
 from steepest.alignment import Alignment, align_vectors, matched_pair
@@ -453,6 +452,8 @@ def _fixed_affine_invariant(rho: float, cosine: float, sine: float, size: int) -
     def slope(s: float) -> float:
         q, p, w = logs(s)
         return p * w + q * (1.0 - w)
+
+    from scipy.optimize import brentq  # 40 ms that the import of the package need not take
 
     # log tau is the arc length along a geodesic, so the slope rises at least as fast as s
     first = slope(0.0)

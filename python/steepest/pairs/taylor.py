@@ -8,7 +8,6 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 
 from steepest.arrays import EPSILON, LongVector, to_user, widened
 from steepest.pairs.descent_pair import LIMIT, DescentPair, rational_gram
@@ -51,6 +50,8 @@ def taylor_points(
     (0, 1). So a scan that is fine enough finds it. Roots closer than 1/n_scan may be missed in pairs. Cost: n_scan + 1
     curvatures, and about 8 for each root.
     """
+    from scipy.optimize import brentq  # 40 ms that the import of the package need not take
+
     nodes = np.linspace(0.0, 1.0, n_scan + 1).tolist()
     scanned = [curvature(s) for s in nodes]
     residuals = np.array([value - target for value, _ in scanned])
