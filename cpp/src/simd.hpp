@@ -1,4 +1,4 @@
-// Native-width vectors of doubles for hot_loops.cpp: loads that widen, fused multiply-adds, error-free transformations.
+// Native-width vectors of doubles for the hot loops: loads that widen, fused multiply-adds, error-free transformations.
 // Everything is static inline in an anonymous namespace, because the file is compiled for several instruction sets.
 #pragma once
 
