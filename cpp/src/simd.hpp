@@ -94,6 +94,15 @@ STEEPEST_INLINE vdouble multiply_add(vdouble a, vdouble b, vdouble c) {
 #endif
 }
 
+// a + b, on the pipes of the fused multiply-adds where these are others than those of additions.
+STEEPEST_INLINE vdouble added(vdouble a, vdouble b) {
+#if defined(__FMA__)
+    return multiply_add(broadcast(1.0), a, b);
+#else
+    return a + b;
+#endif
+}
+
 #if defined(__FMA__) || (defined(__aarch64__) && !defined(_MSC_VER))
 // a*b = p + e exactly (barring underflow of e).
 STEEPEST_INLINE void two_product(vdouble a, vdouble b, vdouble& p, vdouble& e) {
@@ -116,11 +125,11 @@ STEEPEST_INLINE void two_product(vdouble a, vdouble b, vdouble& p, vdouble& e) {
 }
 #endif
 
-// s + e = a + b exactly (Knuth).
+// s + e = a + b exactly (Knuth), half of it on the pipes of the fused multiply-adds.
 STEEPEST_INLINE void two_sum(vdouble a, vdouble b, vdouble& s, vdouble& e) {
     s = a + b;
-    const vdouble t = s - a;
-    e = (a - (s - t)) + (b - t);
+    const vdouble minus_t = a - s;
+    e = added(a - added(s, minus_t), added(b, minus_t));
 }
 
 // Element types as they lie in memory. `exact_products`: a product of two such numbers is exact in double.

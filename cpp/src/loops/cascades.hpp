@@ -67,17 +67,19 @@ struct Chain {
         }
     }
     STEEPEST_INLINE void add(vdouble a, vdouble b) {
-        vdouble s, t;
         if constexpr (T::exact_products) {
-            two_sum(hi, a * b, s, t);
-            lo = lo + t;
+            // two_sum(hi, a * b), where fused multiply-adds save the product; on many CPUs they and the additions have
+            // pipes of their own, hence also `added`
+            const vdouble s = multiply_add(a, b, hi), minus_t = hi - s;
+            lo = lo + added(hi - added(s, minus_t), multiply_add(a, b, minus_t));
+            hi = s;
         } else {
-            vdouble p, e;
+            vdouble p, e, s, t;
             two_product(a, b, p, e);
             two_sum(hi, p, s, t);
-            lo = lo + (t + e);
+            lo = lo + added(t, e);
+            hi = s;
         }
-        hi = s;
     }
 };
 
