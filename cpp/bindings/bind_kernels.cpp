@@ -28,7 +28,7 @@ const char* name_of(Precision precision) {
     return precision == Precision::fast ? "fast" : precision == Precision::compensated ? "compensated" : "exact";
 }
 
-py::array_t<double> square(const std::vector<double>& values, int k) {
+py::array_t<double> square(const ShortVector<double, 4>& values, int k) {
     return py::array_t<double>({k, k}, values.data());
 }
 
@@ -150,7 +150,8 @@ void bind_kernels(py::module_& module) {
         .def_property_readonly("hi", [](const Gram& gram) { return square(gram.hi, gram.k); })
         .def_property_readonly("lo", [](const Gram& gram) { return square(gram.lo, gram.k); })
         .def_property_readonly("bound", [](const Gram& gram) { return square(gram.bound, gram.k); })
-        .def_readonly("exponents", &Gram::exponents)
+        .def_property_readonly("exponents",
+                               [](const Gram& gram) { return std::vector<int>(gram.exponents.begin(), gram.exponents.end()); })
         .def_readonly("sign_flip_variance", &Gram::sign_flip_variance)
         .def_readonly("finite", &Gram::finite)
         .def_property_readonly("precision", [](const Gram& gram) { return name_of(gram.precision); })

@@ -44,8 +44,7 @@ char* data_of(const py::array& array, Access access) {
 
 // The first `ndim` axes of an array, from a starting point.
 Segment to_segment(const py::array& array, char* data, py::ssize_t ndim) {
-    const std::vector<index_t> shape(array.shape(), array.shape() + ndim);
-    const std::vector<index_t> strides(array.strides(), array.strides() + ndim);
+    const Segment::Axes shape(array.shape(), array.shape() + ndim), strides(array.strides(), array.strides() + ndim);
     return Segment(data, dtype_of(array), shape, strides);
 }
 

@@ -1,6 +1,8 @@
 #include "steepest/exact_sum.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace steepest {
 
@@ -8,9 +10,17 @@ namespace {
 
 // |x| = magnitude * 2^exponent exactly, with an integer magnitude below 2^53.
 std::uint64_t decompose(double x, int& exponent) {
-    const double fraction = std::frexp(std::fabs(x), &exponent);
-    exponent -= 53;
-    return static_cast<std::uint64_t>(std::ldexp(fraction, 53));
+    std::uint64_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    const int biased = static_cast<int>(bits >> 52) & 0x7ff;
+    const std::uint64_t fraction = bits & 0xfffffffffffffu;
+    if (biased == 0) {  // a subnormal number, shifted up to 53 bits as the others have them
+        const double scaled = std::frexp(std::fabs(x), &exponent);
+        exponent -= 53;
+        return static_cast<std::uint64_t>(std::ldexp(scaled, 53));
+    }
+    exponent = biased - 1075;
+    return fraction | (std::uint64_t{1} << 52);
 }
 
 constexpr std::uint64_t low_word(std::uint64_t x) { return x & 0xffffffffu; }
@@ -25,7 +35,9 @@ void ExactSum::add_bits(std::uint64_t magnitude, int exponent, bool negative) {
                                     static_cast<std::int64_t>((low >> 32) + low_word(high)),
                                     static_cast<std::int64_t>(high >> 32)};
     for (int i = 0; i < 3; ++i) limbs_[limb + i] += negative ? -digits[i] : digits[i];
-    if (++additions_ == 1 << 28) carry();
+    begin_ = std::min(begin_, limb);
+    end_ = std::max(end_, limb + 3);
+    if (++additions_ >= most_additions) carry();
 }
 
 void ExactSum::add(double x) {
@@ -48,38 +60,50 @@ void ExactSum::add_product(double x, double y) {
 }
 
 void ExactSum::add(const ExactSum& other) {
-    ExactSum carried = other;
-    carried.carry();
-    carry();
-    for (int i = 0; i < n_limbs; ++i) limbs_[i] += carried.limbs_[i];
-    additions_ = 2;
+    if (additions_ + other.additions_ >= most_additions) {
+        carry();
+        if (other.additions_ > 1) {
+            ExactSum carried = other;
+            carried.carry();
+            add(carried);
+            return;
+        }
+    }
+    for (int i = other.begin_; i < other.end_; ++i) limbs_[i] += other.limbs_[i];
+    begin_ = std::min(begin_, other.begin_);
+    end_ = std::max(end_, other.end_);
+    additions_ += other.additions_;
 }
 
-// Brings every limb but the last into [0, 2^32).
+// Brings every limb in use but the last into [0, 2^32); the sign lives in the last one, which stays below 2^32 in size.
 void ExactSum::carry() {
-    for (int i = 0; i + 1 < n_limbs; ++i) {
-        const std::int64_t over = limbs_[i] >> 32;  // floor: the sign lives in the last limb
+    if (additions_ == 0) return;
+    for (int i = begin_; i + 1 < n_limbs; ++i) {
+        const std::int64_t over = limbs_[i] >> 32;  // floor
+        if (i + 1 >= end_ && (over == 0 || over == -1)) break;
         limbs_[i] -= over * (std::int64_t{1} << 32);
         limbs_[i + 1] += over;
+        end_ = std::max(end_, i + 2);
     }
-    additions_ = 0;
+    additions_ = 1;
 }
 
 DoubleDouble ExactSum::rounded(int& exponent) const {
+    exponent = 0;
+    if (additions_ == 0) return 0.0;
     ExactSum sum = *this;
     sum.carry();
-    const bool negative = sum.limbs_[n_limbs - 1] < 0;
+    const bool negative = sum.limbs_[sum.end_ - 1] < 0;
     if (negative) {
-        for (std::int64_t& limb : sum.limbs_) limb = -limb;
+        for (int i = sum.begin_; i < sum.end_; ++i) sum.limbs_[i] = -sum.limbs_[i];
         sum.carry();
     }
-    int top = n_limbs - 1;
-    while (top >= 0 && sum.limbs_[top] == 0) --top;
-    exponent = 0;
-    if (top < 0) return 0.0;
+    int top = sum.end_ - 1;
+    while (top >= sum.begin_ && sum.limbs_[top] == 0) --top;
+    if (top < sum.begin_) return 0.0;
     // Five limbs hold at least 129 significant bits; each is exact in double, so the sum is exact to 2^-106 in hi + lo.
     DoubleDouble result = 0.0;
-    for (int i = top; i >= 0 && i > top - 5; --i)
+    for (int i = top; i >= sum.begin_ && i > top - 5; --i)
         result += DoubleDouble(std::ldexp(static_cast<double>(sum.limbs_[i]), 32 * (i - top)));
     int shift;
     (void)std::frexp(result.hi, &shift);

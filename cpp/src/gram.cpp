@@ -48,23 +48,22 @@ void set_entry(Gram& gram, int i, int j, DoubleDouble value, double bound) {
     }
 }
 
-Gram not_finite(int k, std::vector<int> exponents, Precision precision) {
+using Exponents = ShortVector<int, 2>;
+
+Gram not_finite(int k, const Exponents& exponents, Precision precision) {
     const double nan = std::numeric_limits<double>::quiet_NaN();
-    const std::vector<double> nans(static_cast<std::size_t>(k) * k, nan);
-    return {k, nans, nans, nans, std::move(exponents), nan, nan, false, precision};
+    const ShortVector<double, 4> nans(static_cast<std::size_t>(k) * k, nan);
+    return {k, nans, nans, nans, exponents, nan, nan, false, precision};
 }
 
-// Entries with their bounds, from the sums over all pairs.
-Gram assemble(const Sums& sums, const std::vector<Scaled>& vectors, Precision precision) {
-    const int k = static_cast<int>(vectors.size());
-    std::vector<int> exponents;
-    for (const Scaled& scaled : vectors) exponents.push_back(scaled.exponent);
+// Entries with their bounds, from the sums over all pairs of vectors of n elements.
+Gram assemble(const Sums& sums, double n, const Exponents& exponents, Precision precision) {
+    const int k = static_cast<int>(exponents.size());
     if (!sums.finite) return not_finite(k, exponents, precision);
-    const std::vector<double> zeros(static_cast<std::size_t>(k) * k, 0.0);
+    const ShortVector<double, 4> zeros(static_cast<std::size_t>(k) * k);
     Gram result{k, zeros, zeros, zeros, exponents, sums.squared_products, 0.0, true, precision};
     for (int i = 0, pair = 0; i < k; ++i)
         for (int j = i; j < k; ++j, ++pair) set_entry(result, i, j, sums.single.empty() ? sums.pairs[pair].value() : DoubleDouble(sums.single[pair]), 0.0);
-    const double n = static_cast<double>(vectors[0].vector->size());
     for (int i = 0; i < k; ++i)
         for (int j = i; j < k; ++j) {
             const double norms =
@@ -78,6 +77,12 @@ Gram assemble(const Sums& sums, const std::vector<Scaled>& vectors, Precision pr
             set_entry(result, i, j, result.entry(i, j), bound);
         }
     return result;
+}
+
+Gram assemble(const Sums& sums, const std::vector<Scaled>& vectors, Precision precision) {
+    Exponents exponents;
+    for (const Scaled& scaled : vectors) exponents.push_back(scaled.exponent);
+    return assemble(sums, static_cast<double>(vectors[0].vector->size()), exponents, precision);
 }
 
 bool within_range(double square) { return square >= least_square && square <= greatest_square; }
@@ -119,12 +124,13 @@ Gram exact_gram(const std::vector<Scaled>& vectors) {
 Gram scaled_gram(const std::vector<Scaled>& vectors, Precision precision) {
     if (precision == Precision::fast) {
         const BlockSums blocks = fast_block_sums(vectors);
-        return assemble(fast_sums(blocks, 0, blocks.partition.size()), vectors, precision);
+        return assemble(fast_sums(blocks.values.data(), blocks.pairs, 0, blocks.partition.size()), vectors, precision);
     }
     const bool unscaled = std::all_of(vectors.begin(), vectors.end(), [](const Scaled& one) { return one.exponent == 0; });
     if (vectors.size() == 2 && unscaled) {
-        const RunSums runs = cascaded_runs({vectors[0].vector, vectors[1].vector});
-        return assemble(cascaded_sums(runs, 0, runs.first_run.back()), vectors, precision);
+        const RunSums found = cascaded_runs({vectors[0].vector, vectors[1].vector});
+        const Sums sums = cascaded_sums(found.cascades.data(), found.plain_sums.data(), 0, found.runs.size());
+        return assemble(sums, vectors, precision);
     }
     return assemble(careful_sums(vectors, all_pairs(static_cast<int>(vectors.size())), precision), vectors, precision);
 }
@@ -173,7 +179,7 @@ Gram gram(const std::vector<const Vector*>& vectors, Precision precision) {
 
     for (Scaled& one : scaled) {
         const double largest = max_abs(*one.vector);
-        if (std::isnan(largest)) return not_finite(static_cast<int>(vectors.size()), std::vector<int>(vectors.size(), 0), precision);
+        if (std::isnan(largest)) return not_finite(static_cast<int>(vectors.size()), Exponents(vectors.size()), precision);
         one.exponent = exponent_of(largest);
     }
     return scaled_gram(scaled, precision);
@@ -236,6 +242,33 @@ Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, const Accu
     return settled(y, g, base, std::move(first), accuracy);
 }
 
+Gram settled_pair(const Sums& sums, Precision precision, const Vector& y, const Vector& g, const Accuracy& accuracy) {
+    Gram first = assemble(sums, static_cast<double>(y.size()), {0, 0}, precision);
+    if (!in_range(first)) first = gram({&y, &g}, precision);
+    return settled(y, g, nullptr, std::move(first), accuracy);
+}
+
+CrossProducts cross_products(const Cascade* cascades, const double* squares, index_t begin, index_t end, index_t size) {
+    CrossProducts found;
+    ExactSum sums[4];
+    double norms[4] = {};
+    found.in_range = true;
+    for (index_t run = begin; run < end; ++run)
+        for (int i = 0; i < 4; ++i) {
+            if (!add_cascade(cascades[run * 4 + i], sums[i])) found.in_range = false;
+            norms[i] += squares[run * 4 + i];
+        }
+    for (const double square : norms) found.in_range = found.in_range && within_range(square);
+    for (int p = 0; p < 4 && found.in_range; ++p) {
+        found.value[p] = sums[p].value();
+        // Sums of up to 2^17 rounded squares in a row: 2^-30 more than covers their errors.
+        const double product = std::sqrt(norms[p / 2]) * std::sqrt(norms[2 + p % 2]) * (1.0 + std::ldexp(1.0, -30));
+        found.bound[p] = cascaded_bound * product + rounding_bound * std::fabs(found.value[p].hi) +
+                         static_cast<double>(size) * std::ldexp(1.0, -1073);
+    }
+    return found;
+}
+
 std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const std::vector<Accuracy>& accuracies,
                                       Precision precision) {
     require_same_layout({&y, &g});
@@ -246,55 +279,36 @@ std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const st
     if (precision == Precision::exact) throw std::invalid_argument("expected a fast or a compensated first pass");
     std::vector<Gram> found;
     // Part 0 is the whole vector. What the common pass does not settle is read again by itself.
-    const auto add = [&](const Vector& y_part, const Vector& g_part, const Sums& sums, const Accuracy& accuracy) {
-        Gram first = assemble(sums, {{&y_part, 0}, {&g_part, 0}}, precision);
-        if (!in_range(first)) first = gram({&y_part, &g_part}, precision);
-        found.push_back(settled(y_part, g_part, nullptr, std::move(first), accuracy));
-    };
-    const auto add_all = [&](const auto& sums_of_whole, const auto& sums_of_segment) {
-        add(y, g, sums_of_whole(), accuracies[0]);
+    const auto add_all = [&](const Partition& parts, const auto& sums_of) {
+        found.push_back(settled_pair(sums_of(0, parts.size()), precision, y, g, accuracies[0]));
         for (std::size_t s = 0; s < n_segments; ++s)
-            add({{y.segments[s]}}, {{g.segments[s]}}, sums_of_segment(s), accuracies[s + 1]);
+            found.push_back(settled_pair(sums_of(parts.first_block(s), parts.first_block(s + 1)), precision,
+                                         {{y.segments[s]}}, {{g.segments[s]}}, accuracies[s + 1]));
     };
     if (precision == Precision::fast) {
         const BlockSums blocks = fast_block_sums({{&y, 0}, {&g, 0}});
-        add_all([&] { return fast_sums(blocks, 0, blocks.partition.size()); },
-                [&](std::size_t s) {
-                    return fast_sums(blocks, blocks.partition.first_block(s), blocks.partition.first_block(s + 1));
-                });
+        add_all(blocks.partition, [&](index_t begin, index_t end) {
+            return fast_sums(blocks.values.data(), blocks.pairs, begin, end);
+        });
     } else {
         const RunSums runs = cascaded_runs({&y, &g});
-        add_all([&] { return cascaded_sums(runs, 0, runs.first_run.back()); },
-                [&](std::size_t s) { return cascaded_sums(runs, runs.first_run[s], runs.first_run[s + 1]); });
+        add_all(runs.runs, [&](index_t begin, index_t end) {
+            return cascaded_sums(runs.cascades.data(), runs.plain_sums.data(), begin, end);
+        });
     }
     return found;
 }
 
 std::vector<CrossProducts> segment_cross_products(const Vector& y, const Vector& g, const Vector& y0, const Vector& g0) {
     require_same_layout({&y, &g, &y0, &g0});
-    const RunSums runs = cascaded_runs({&y, &g, &y0, &g0});
-    std::vector<CrossProducts> found;
-    const auto add = [&](index_t begin, index_t end, index_t size) {
-        CrossProducts one;
-        const Sums sums = cascaded_sums(runs, begin, end);
-        double squares[4] = {};
-        for (index_t run = begin; run < end; ++run)
-            for (int i = 0; i < 4; ++i) squares[i] += runs.plain_sums[static_cast<std::size_t>(run * 4 + i)];
-        one.in_range = sums.finite;
-        for (const double square : squares) one.in_range = one.in_range && within_range(square);
-        for (int p = 0; p < 4 && one.in_range; ++p) {
-            one.value[p] = sums.pairs[static_cast<std::size_t>(p)].value();
-            // Sums of up to 2^17 rounded squares in a row: 2^-30 more than covers their errors.
-            const double norms = std::sqrt(squares[p / 2]) * std::sqrt(squares[2 + p % 2]) * (1.0 + std::ldexp(1.0, -30));
-            one.bound[p] = cascaded_bound * norms + rounding_bound * std::fabs(one.value[p].hi) +
-                           static_cast<double>(size) * std::ldexp(1.0, -1073);
-        }
-        found.push_back(one);
+    const RunSums found = cascaded_runs({&y, &g, &y0, &g0});
+    const auto products = [&](index_t begin, index_t end, index_t size) {
+        return cross_products(found.cascades.data(), found.plain_sums.data(), begin, end, size);
     };
-    add(0, runs.first_run.back(), y.size());
+    std::vector<CrossProducts> all = {products(0, found.runs.size(), y.size())};
     for (std::size_t s = 0; s < y.segments.size(); ++s)
-        add(runs.first_run[s], runs.first_run[s + 1], y.segments[s].size());
-    return found;
+        all.push_back(products(found.runs.first_block(s), found.runs.first_block(s + 1), y.segments[s].size()));
+    return all;
 }
 
 }  // namespace steepest

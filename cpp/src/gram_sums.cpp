@@ -60,83 +60,19 @@ BlockSums fast_block_sums(const std::vector<Scaled>& vectors) {
     return found;
 }
 
-Sums fast_sums(const BlockSums& blocks, index_t begin, index_t end) {
-    const int pairs = blocks.pairs;
+Sums fast_sums(const double* values, int pairs, index_t begin, index_t end) {
     Sums total;
     const bool one_block = end - begin == 1;
-    const double* first = blocks.values.data() + begin * (pairs + 1);
-    if (one_block) total.single.assign(first, first + pairs);
-    else total.pairs.resize(pairs);
-    for (index_t task = begin; task < end; ++task) {
-        const double* sums = blocks.values.data() + task * (pairs + 1);
+    const double* first = values + begin * (pairs + 1);
+    if (one_block) total.single = ShortVector<double, 4>(first, first + pairs);
+    else total.pairs.assign(static_cast<std::size_t>(pairs), {});
+    for (index_t block = begin; block < end; ++block) {
+        const double* sums = values + block * (pairs + 1);
         for (int pair = 0; pair < pairs; ++pair) {
             if (!std::isfinite(sums[pair])) total.finite = false;
-            else if (!one_block) total.pairs[pair].add(sums[pair]);
+            else if (!one_block) total.pairs[static_cast<std::size_t>(pair)].add(sums[pair]);
         }
         total.squared_products += sums[pairs];
-    }
-    return total;
-}
-
-Sums careful_sums(const std::vector<Scaled>& vectors, const std::vector<Product>& products, Precision precision) {
-    const int k = static_cast<int>(vectors.size());
-    const auto n_products = static_cast<index_t>(products.size());
-    const Partition partition(*vectors[0].vector);
-    const HotLoops& loops = hot_loops();
-    const bool exact = precision == Precision::exact;
-
-    // A group of blocks shares one accumulator per product; exact sums do not depend on how blocks are grouped.
-    const index_t group = std::max<index_t>(16, partition.size() / 256);
-    const index_t n_groups = (partition.size() + group - 1) / group;
-    std::vector<Sums> partial(static_cast<std::size_t>(n_groups));
-    parallel_for(n_groups, [&](index_t task) {
-        Sums& sums = partial[task];
-        sums.pairs.resize(products.size());
-        const auto buffers = make_tile_buffers(static_cast<std::size_t>(k));
-        std::vector<const double*> tiles(k);
-        std::vector<Cascade> cascades(products.size() * n_lanes, Cascade{0.0, 0.0, 0.0});
-        const auto flush = [&] {
-            for (std::size_t lane = 0; lane < cascades.size(); ++lane)
-                for (const double term : {cascades[lane].hi, cascades[lane].mid, cascades[lane].lo}) {
-                    if (std::isfinite(term)) sums.pairs[lane / n_lanes].add(term);
-                    else sums.finite = false;
-                }
-            std::fill(cascades.begin(), cascades.end(), Cascade{0.0, 0.0, 0.0});
-        };
-        const index_t first = task * group, last = std::min(first + group, partition.size());
-        for (index_t b = first; b < last; ++b) {
-            const Block block = partition[b];
-            for_each_tile(block, [&](index_t begin, index_t count) {
-                for (int i = 0; i < k; ++i)
-                    tiles[i] = read_tile(vectors[i].vector->segments[block.segment], begin, count, buffers[i],
-                                         factor_of(vectors[i]));
-                for (index_t p = 0; p < n_products; ++p) {
-                    const Product& product = products[p];
-                    const double *x = tiles[product.i], *y = tiles[product.j];
-                    if (exact && product.weight == Weight::none) {
-                        for (index_t i = 0; i < count; ++i) {
-                            if (std::isfinite(x[i]) && std::isfinite(y[i])) sums.pairs[p].add_product(x[i], y[i]);
-                            else sums.finite = false;
-                        }
-                        continue;
-                    }
-                    Cascade* lanes = cascades.data() + p * n_lanes;
-                    if (product.weight == Weight::none)
-                        loops.dot_cascaded(x, y, count, lanes);
-                    else
-                        loops.weighted_dot_cascaded(x, y, tiles[2], product.weight == Weight::divide, count, lanes);
-                }
-            });
-            if ((b - first) % blocks_in_run == blocks_in_run - 1) flush();
-        }
-        flush();
-    });
-
-    Sums total;
-    total.pairs.resize(products.size());
-    for (const Sums& sums : partial) {
-        total.finite = total.finite && sums.finite;
-        for (index_t p = 0; p < n_products; ++p) total.pairs[p].add(sums.pairs[p]);
     }
     return total;
 }
@@ -166,65 +102,137 @@ Cascade sum_of_lanes(const Cascade* lanes) {
 
 }  // namespace
 
-RunSums cascaded_runs(const std::vector<const Vector*>& vectors) {
-    const bool pair = vectors.size() == 2;
-    const Partition partition(*vectors[0]);
-    const HotLoops& loops = hot_loops();
-    RunSums found{{0}, pair ? 3 : 4, pair ? 1 : 4, {}, {}};
-    for (std::size_t s = 0; s < vectors[0]->segments.size(); ++s) {
-        const index_t blocks = partition.first_block(s + 1) - partition.first_block(s);
-        found.first_run.push_back(found.first_run.back() + (blocks + blocks_in_run - 1) / blocks_in_run);
+bool add_cascade(const Cascade& cascade, ExactSum& sum) {
+    for (const double term : {cascade.hi, cascade.mid, cascade.lo}) {
+        if (!std::isfinite(term)) return false;
+        sum.add(term);
     }
-    const index_t n_runs = found.first_run.back();
-    found.cascades.resize(static_cast<std::size_t>(n_runs * found.products));
-    found.plain_sums.assign(static_cast<std::size_t>(n_runs * found.plain), 0.0);
-    parallel_for(n_runs, [&](index_t run) {
-        const auto after = std::upper_bound(found.first_run.begin(), found.first_run.end(), run);
-        const auto segment = static_cast<std::size_t>(after - found.first_run.begin()) - 1;
-        const index_t first = partition.first_block(segment) + (run - found.first_run[segment]) * blocks_in_run;
-        const index_t last = std::min(first + blocks_in_run, partition.first_block(segment + 1));
-        const bool typed = direct(vectors, segment);
-        const auto buffers = make_tile_buffers(typed ? 0 : vectors.size());
-        Cascade lanes[4 * n_lanes] = {};
-        double* plain = found.plain_sums.data() + run * found.plain;
-        const auto add = [&](DType dtype, const void* const* x, index_t count) {
-            if (pair) loops.pair_sums_cascaded[dtype_index(dtype)](x[0], x[1], count, lanes, plain);
-            else loops.cross_sums_cascaded[dtype_index(dtype)](x, count, lanes, plain);
+    return true;
+}
+
+Sums careful_sums(const std::vector<Scaled>& vectors, const std::vector<Product>& products, Precision precision) {
+    const int k = static_cast<int>(vectors.size());
+    const auto n_products = static_cast<index_t>(products.size());
+    const Partition partition(*vectors[0].vector);
+    const HotLoops& loops = hot_loops();
+    const bool exact = precision == Precision::exact;
+
+    // A group of blocks shares one accumulator per product; exact sums do not depend on how blocks are grouped.
+    const index_t group = std::max<index_t>(16, partition.size() / 256);
+    const index_t n_groups = (partition.size() + group - 1) / group;
+    std::vector<Sums> partial(static_cast<std::size_t>(n_groups));
+    parallel_for(n_groups, [&](index_t task) {
+        Sums& sums = partial[task];
+        sums.pairs.assign(products.size(), {});
+        const auto buffers = make_tile_buffers(static_cast<std::size_t>(k));
+        std::vector<const double*> tiles(k);
+        std::vector<Cascade> cascades(products.size() * n_lanes, Cascade{0.0, 0.0, 0.0});
+        const auto flush = [&] {
+            for (std::size_t lane = 0; lane < cascades.size(); ++lane)
+                if (!add_cascade(cascades[lane], sums.pairs[lane / n_lanes])) sums.finite = false;
+            std::fill(cascades.begin(), cascades.end(), Cascade{0.0, 0.0, 0.0});
         };
+        const index_t first = task * group, last = std::min(first + group, partition.size());
         for (index_t b = first; b < last; ++b) {
             const Block block = partition[b];
-            const void* x[4];
-            if (typed) {
-                const DType dtype = vectors[0]->segments[segment].dtype();
-                for (std::size_t i = 0; i < vectors.size(); ++i)
-                    x[i] = vectors[i]->segments[segment].data() + block.begin * itemsize(dtype);
-                add(dtype, x, block.count);
-                continue;
-            }
             for_each_tile(block, [&](index_t begin, index_t count) {
-                for (std::size_t i = 0; i < vectors.size(); ++i)
-                    x[i] = read_tile(vectors[i]->segments[segment], begin, count, buffers[i]);
-                add(DType::float64, x, count);
+                for (int i = 0; i < k; ++i)
+                    tiles[i] = read_tile(vectors[i].vector->segments[block.segment], begin, count, buffers[i],
+                                         factor_of(vectors[i]));
+                for (index_t p = 0; p < n_products; ++p) {
+                    const Product& product = products[p];
+                    const double *x = tiles[product.i], *y = tiles[product.j];
+                    if (exact && product.weight == Weight::none) {
+                        for (index_t i = 0; i < count; ++i) {
+                            if (std::isfinite(x[i]) && std::isfinite(y[i])) sums.pairs[p].add_product(x[i], y[i]);
+                            else sums.finite = false;
+                        }
+                        continue;
+                    }
+                    Cascade* lanes = cascades.data() + p * n_lanes;
+                    if (product.weight == Weight::none)
+                        loops.dot_cascaded(x, y, count, lanes);
+                    else
+                        loops.weighted_dot_cascaded(x, y, tiles[2], product.weight == Weight::divide, count, lanes);
+                }
             });
+            if ((b - first + 1) * block_size % run_size == 0) flush();
         }
-        for (int p = 0; p < found.products; ++p)
-            found.cascades[static_cast<std::size_t>(run * found.products + p)] = sum_of_lanes(lanes + p * n_lanes);
+        flush();
+    });
+
+    Sums total;
+    total.pairs.assign(products.size(), {});
+    for (const Sums& sums : partial) {
+        total.finite = total.finite && sums.finite;
+        for (index_t p = 0; p < n_products; ++p) total.pairs[p].add(sums.pairs[p]);
+    }
+    return total;
+}
+
+namespace {
+
+// Adds to the lanes of all products.
+void add_cascaded(const void* const* x, int vectors, DType dtype, index_t count, Cascade* lanes, double* plain) {
+    const HotLoops& loops = hot_loops();
+    if (vectors == 2) loops.pair_sums_cascaded[dtype_index(dtype)](x[0], x[1], count, lanes, plain);
+    else loops.cross_sums_cascaded[dtype_index(dtype)](x, count, lanes, plain);
+}
+
+int n_products(int vectors) { return vectors == 2 ? 3 : 4; }
+
+void store_products(int vectors, const Cascade* lanes, Cascade* products) {
+    for (int p = 0; p < n_products(vectors); ++p) products[p] = sum_of_lanes(lanes + p * n_lanes);
+}
+
+}  // namespace
+
+void cascaded_run(const void* const* x, int vectors, DType dtype, index_t count, Cascade* products, double* plain) {
+    Cascade lanes[4 * n_lanes] = {};
+    for (index_t begin = 0; begin < count; begin += block_size) {
+        const void* block[4];
+        for (int i = 0; i < vectors; ++i) block[i] = static_cast<const char*>(x[i]) + begin * itemsize(dtype);
+        add_cascaded(block, vectors, dtype, std::min(block_size, count - begin), lanes, plain);
+    }
+    store_products(vectors, lanes, products);
+}
+
+RunSums cascaded_runs(const std::vector<const Vector*>& vectors) {
+    const int k = static_cast<int>(vectors.size());
+    RunSums found{Partition(*vectors[0], run_size), n_products(k), k == 2 ? 1 : 4, {}, {}};
+    found.cascades.resize(static_cast<std::size_t>(found.runs.size() * found.products));
+    found.plain_sums.assign(static_cast<std::size_t>(found.runs.size() * found.plain), 0.0);
+    parallel_for(found.runs.size(), [&](index_t task) {
+        const Block run = found.runs[task];
+        Cascade* products = found.cascades.data() + task * found.products;
+        double* plain = found.plain_sums.data() + task * found.plain;
+        const void* x[4];
+        if (direct(vectors, run.segment)) {
+            const DType dtype = vectors[0]->segments[run.segment].dtype();
+            for (std::size_t i = 0; i < vectors.size(); ++i)
+                x[i] = vectors[i]->segments[run.segment].data() + run.begin * itemsize(dtype);
+            cascaded_run(x, k, dtype, run.count, products, plain);
+            return;
+        }
+        const auto buffers = make_tile_buffers(vectors.size());
+        Cascade lanes[4 * n_lanes] = {};
+        for_each_tile(run, [&](index_t begin, index_t count) {
+            for (std::size_t i = 0; i < vectors.size(); ++i)
+                x[i] = read_tile(vectors[i]->segments[run.segment], begin, count, buffers[i]);
+            add_cascaded(x, k, DType::float64, count, lanes, plain);
+        });
+        store_products(k, lanes, products);
     });
     return found;
 }
 
-Sums cascaded_sums(const RunSums& runs, index_t begin, index_t end) {
+Sums cascaded_sums(const Cascade* cascades, const double* squared_products, index_t begin, index_t end) {
     Sums total;
-    total.pairs.resize(static_cast<std::size_t>(runs.products));
+    total.pairs.assign(3, {});
     for (index_t run = begin; run < end; ++run) {
-        for (int p = 0; p < runs.products; ++p) {
-            const Cascade& sum = runs.cascades[static_cast<std::size_t>(run * runs.products + p)];
-            for (const double term : {sum.hi, sum.mid, sum.lo}) {
-                if (std::isfinite(term)) total.pairs[static_cast<std::size_t>(p)].add(term);
-                else total.finite = false;
-            }
-        }
-        if (runs.products == 3) total.squared_products += runs.plain_sums[static_cast<std::size_t>(run)];
+        for (int p = 0; p < 3; ++p)
+            if (!add_cascade(cascades[run * 3 + p], total.pairs[static_cast<std::size_t>(p)])) total.finite = false;
+        total.squared_products += squared_products[run];
     }
     return total;
 }

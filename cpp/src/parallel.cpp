@@ -23,12 +23,12 @@
 
 namespace steepest {
 
-Partition::Partition(const Vector& vector) {
+Partition::Partition(const Vector& vector, index_t size) : block_size_(size) {
     index_t blocks = 0;
     for (const Segment& segment : vector.segments) {
         first_block_.push_back(blocks);
         sizes_.push_back(segment.size());
-        blocks += (segment.size() + block_size - 1) / block_size;
+        blocks += (segment.size() + block_size_ - 1) / block_size_;
     }
     first_block_.push_back(blocks);
 }
@@ -36,14 +36,14 @@ Partition::Partition(const Vector& vector) {
 Block Partition::operator[](index_t block) const {
     const auto after = std::upper_bound(first_block_.begin(), first_block_.end(), block);
     const auto segment = static_cast<std::size_t>(after - first_block_.begin()) - 1;
-    const index_t begin = (block - first_block_[segment]) * block_size;
-    return {segment, begin, std::min(block_size, sizes_[segment] - begin)};
+    const index_t begin = (block - first_block_[segment]) * block_size_;
+    return {segment, begin, std::min(block_size_, sizes_[segment] - begin)};
 }
 
 index_t Partition::whole_blocks() const {
     index_t elements = 0;
     for (const index_t size : sizes_) elements += size;
-    return (elements + block_size - 1) / block_size;
+    return (elements + block_size_ - 1) / block_size_;
 }
 
 namespace {

@@ -6,7 +6,7 @@
 
 namespace steepest {
 
-Segment::Segment(char* data, DType dtype, const std::vector<index_t>& shape, const std::vector<index_t>& strides)
+Segment::Segment(char* data, DType dtype, const Axes& shape, const Axes& strides)
     : data_(data), dtype_(dtype), size_(1), lowest_(data), highest_(data) {
     if (shape.size() != strides.size()) throw std::invalid_argument("shape and strides differ in length");
     for (std::size_t axis = 0; axis < shape.size(); ++axis) {

@@ -15,7 +15,7 @@ using steepest::Vector;
 
 namespace {
 
-using Axes = std::vector<index_t>;
+using Axes = steepest::Segment::Axes;
 
 // Byte offset of the element with flat (C order) index i.
 index_t offset_of(index_t i, const Axes& shape, const Axes& strides) {

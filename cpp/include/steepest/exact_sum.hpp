@@ -26,11 +26,13 @@ private:
     // The least factor, 2^-1074, is taken apart as 2^52 * 2^-1126, so digits of products begin at 2^-2252.
     static constexpr int lowest_bit = -2272;
     static constexpr int n_limbs = 143;  // up to 2^2304: greatest product 2^2048, 2^63 of them
+    static constexpr int most_additions = 1 << 28;
     void add_bits(std::uint64_t magnitude, int exponent, bool negative);
     void carry();
 
     std::array<std::int64_t, n_limbs> limbs_{};
-    int additions_ = 0;  // since the last carry
+    int begin_ = n_limbs, end_ = 0;  // limbs outside are zero: sums of numbers of like size use a few only
+    int additions_ = 0;              // since the last carry
 };
 
 }  // namespace steepest

@@ -19,8 +19,8 @@ enum class Precision {
 // the inner product of the numbers in memory by at most bound times the same power of two.
 struct Gram {
     int k = 0;
-    std::vector<double> hi, lo, bound;  // k*k each, symmetric
-    std::vector<int> exponents;         // of the power of two that each vector was divided by before it was squared
+    ShortVector<double, 4> hi, lo, bound;  // k*k each, symmetric
+    ShortVector<int, 2> exponents;         // of the power of two that each vector was divided by before it was squared
     double squared_products = 0.0;      // k == 2: sum_i (x_i y_i)^2, on the same scale
     double sign_flip_variance = 0.0;    // angle_gram: sum_i (x_i y_i)^2 / (|x|^2 |y|^2)
     bool finite = true;                 // false if a vector holds NaN or Inf; the numbers are then NaN

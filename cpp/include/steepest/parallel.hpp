@@ -17,18 +17,19 @@ struct Block {
     index_t begin, count;
 };
 
-// The blocks of a vector: each segment cut into runs of at most block_size elements.
+// The blocks of a vector: each segment cut into blocks of `size` elements, the last one shorter.
 class Partition {
 public:
-    explicit Partition(const Vector& vector);
+    explicit Partition(const Vector& vector, index_t size = block_size);
     index_t size() const { return first_block_.back(); }
     Block operator[](index_t block) const;
     index_t first_block(std::size_t segment) const { return first_block_[segment]; }  // of the end, too
     index_t whole_blocks() const;  // how many blocks of full size the elements would fill
 
 private:
-    std::vector<index_t> first_block_;  // for each segment, then the total
-    std::vector<index_t> sizes_;
+    index_t block_size_;
+    ShortVector<index_t, 3> first_block_;  // for each segment, then the total
+    ShortVector<index_t, 2> sizes_;
 };
 
 // Calls work(i) once for each i in [0, n_tasks), from the calling thread and the pool's. The pool starts on first use

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "steepest/short_vector.hpp"
+
 namespace steepest {
 
 using index_t = std::int64_t;  // vectors may have more than 2^31 elements
@@ -29,14 +31,15 @@ constexpr double least_normal(DType dtype) {
 // are merged on construction, so a contiguous array of any shape has one axis.
 class Segment {
 public:
-    Segment(char* data, DType dtype, const std::vector<index_t>& shape, const std::vector<index_t>& strides);
+    using Axes = ShortVector<index_t, 4>;
+    Segment(char* data, DType dtype, const Axes& shape, const Axes& strides);
 
     char* data() const { return data_; }
     DType dtype() const { return dtype_; }
     index_t size() const { return size_; }
     bool contiguous() const { return contiguous_; }
-    const std::vector<index_t>& shape() const { return shape_; }
-    const std::vector<index_t>& strides() const { return strides_; }
+    const Axes& shape() const { return shape_; }
+    const Axes& strides() const { return strides_; }
 
     // Copies elements [begin, begin + count) to contiguous `target` (unchanged bits), or back from contiguous `source`.
     void gather(index_t begin, index_t count, char* target) const;
@@ -52,7 +55,7 @@ private:
 
     char* data_;
     DType dtype_;
-    std::vector<index_t> shape_, strides_;  // after merging; at least one axis
+    Axes shape_, strides_;  // after merging; at least one axis
     index_t size_;
     bool contiguous_;
     const char *lowest_, *highest_;
