@@ -1,62 +1,16 @@
-// The kernels on long vectors. Every function has one shape: references to the arrays of the arguments, views of them,
+// The kernels that write long vectors. Every function has one shape: references to the arrays of the arguments, views of them,
 // checks, GIL released around one call of the core.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <iterator>
-#include <limits>
-
 #include "numpy_bridge.hpp"
 #include "steepest/assemble.hpp"
 #include "steepest/elements.hpp"
-#include "steepest/gram.hpp"
 #include "steepest/project.hpp"
 
 namespace steepest::python {
 
 namespace {
-
-Precision to_precision(const std::string& name) {
-    if (name == "fast") return Precision::fast;
-    if (name == "compensated") return Precision::compensated;
-    if (name == "exact") return Precision::exact;
-    throw py::value_error("expected precision 'fast', 'compensated' or 'exact', got '" + name + "'");
-}
-
-const char* name_of(Precision precision) {
-    return precision == Precision::fast ? "fast" : precision == Precision::compensated ? "compensated" : "exact";
-}
-
-py::array_t<double> square(const ShortVector<double, 4>& values, int k) {
-    return py::array_t<double>({k, k}, values.data());
-}
-
-// No Python object is touched while the GIL is released: all arguments are views and numbers by then.
-template <class Work>
-auto without_gil(Work work) {
-    const py::gil_scoped_release release;
-    return work();
-}
-
-std::vector<Arrays> to_each_arrays(const py::list& vectors) {
-    std::vector<Arrays> arrays;
-    for (const py::handle& vector : py::tuple(vectors)) arrays.push_back(to_arrays(vector));
-    return arrays;
-}
-
-std::vector<Vector> to_each_vector(const std::vector<Arrays>& arrays) {
-    std::vector<Vector> views;
-    for (const Arrays& vector : arrays) views.push_back(to_vector(vector));
-    return views;
-}
-
-template <class T>
-std::vector<const T*> addresses(const std::vector<T>& values) {
-    std::vector<const T*> found;
-    for (const T& value : values) found.push_back(&value);
-    return found;
-}
 
 // An operator with the arrays that its views point into.
 class Operator {
@@ -146,100 +100,6 @@ private:
 }  // namespace
 
 void bind_kernels(py::module_& module) {
-    py::class_<Gram>(module, "Gram")
-        .def_property_readonly("hi", [](const Gram& gram) { return square(gram.hi, gram.k); })
-        .def_property_readonly("lo", [](const Gram& gram) { return square(gram.lo, gram.k); })
-        .def_property_readonly("bound", [](const Gram& gram) { return square(gram.bound, gram.k); })
-        .def_property_readonly("exponents",
-                               [](const Gram& gram) { return std::vector<int>(gram.exponents.begin(), gram.exponents.end()); })
-        .def_readonly("sign_flip_variance", &Gram::sign_flip_variance)
-        .def_readonly("finite", &Gram::finite)
-        .def_property_readonly("precision", [](const Gram& gram) { return name_of(gram.precision); })
-        // All numbers of a pair at once: (yy, yg, gg), their bounds, the exponents, cosine and sine, sign-flip variance.
-        .def_property_readonly("pair",
-                               [](const Gram& gram) {
-                                   if (gram.k != 2) throw py::value_error("expected the Gram matrix of two vectors");
-                                   const Angle found =
-                                       angle(gram.entry(0, 0), gram.entry(0, 1), gram.entry(1, 1));
-                                   return py::make_tuple(gram.hi[0], gram.hi[1], gram.hi[3], gram.bound[0],
-                                                         gram.bound[1], gram.bound[3], gram.exponents[0],
-                                                         gram.exponents[1], found.cosine, found.sine,
-                                                         gram.sign_flip_variance, gram.finite);
-                               });
-
-    module.def(
-        "gram",
-        [](const py::list& vectors, const std::string& precision) {
-            const std::vector<Arrays> arrays = to_each_arrays(vectors);
-            const std::vector<Vector> views = to_each_vector(arrays);
-            const Precision wanted = to_precision(precision);
-            return without_gil([&] { return gram(addresses(views), wanted); });
-        },
-        py::arg("vectors"), py::arg("precision") = "fast",
-        "All inner products of long vectors in one pass, with error bounds (see gram.hpp).");
-    module.def(
-        "angle_gram",
-        [](const py::object& y, const py::object& g, const py::object& base, double tolerance, double rounding_squared) {
-            const Arrays ys = to_arrays(y), gs = to_arrays(g), ds = base.is_none() ? Arrays{} : to_arrays(base);
-            const Vector a = to_vector(ys), b = to_vector(gs), d = to_vector(ds);
-            const Vector* weights = base.is_none() ? nullptr : &d;
-            return without_gil([&] { return angle_gram(a, b, weights, {tolerance, rounding_squared}); });
-        },
-        py::arg("y"), py::arg("g"), py::arg("base") = py::none(), py::arg("tolerance") = 1e-13,
-        py::arg("rounding_squared") = 0.0,
-        "Gram matrix of a pair at the first precision that settles sign and angle.");
-    module.def(
-        "segment_angle_grams",
-        [](const py::object& y, const py::object& g, const std::vector<double>& tolerances,
-           const std::vector<double>& rounding_squared, const std::string& precision) {
-            if (rounding_squared.size() != tolerances.size())
-                throw py::value_error("expected a rounding for each of the " + std::to_string(tolerances.size()) +
-                                      " tolerances, got " + std::to_string(rounding_squared.size()));
-            std::vector<Accuracy> accuracies;
-            for (std::size_t i = 0; i < tolerances.size(); ++i) accuracies.push_back({tolerances[i], rounding_squared[i]});
-            const Precision first = to_precision(precision);
-            const Arrays ys = to_arrays(y), gs = to_arrays(g);
-            const Vector a = to_vector(ys), b = to_vector(gs);
-            const std::vector<Gram> found = without_gil([&] { return segment_angle_grams(a, b, accuracies, first); });
-            py::array_t<double> rows({static_cast<py::ssize_t>(found.size()), py::ssize_t{15}});
-            auto at = rows.mutable_unchecked<2>();
-            for (py::ssize_t i = 0; i < at.shape(0); ++i) {
-                const Gram& gram = found[static_cast<std::size_t>(i)];
-                const Angle seen = angle(gram.entry(0, 0), gram.entry(0, 1), gram.entry(1, 1));
-                const double row[] = {gram.hi[0],    gram.hi[1],    gram.hi[3],
-                                      gram.lo[0],    gram.lo[1],    gram.lo[3],
-                                      gram.bound[0], gram.bound[1], gram.bound[3],
-                                      static_cast<double>(gram.exponents[0]), static_cast<double>(gram.exponents[1]),
-                                      seen.cosine,   seen.sine,     gram.sign_flip_variance,
-                                      gram.finite ? 1.0 : 0.0};
-                std::copy(std::begin(row), std::end(row), &at(i, 0));
-            }
-            return rows;
-        },
-        py::arg("y"), py::arg("g"), py::arg("tolerances"), py::arg("rounding_squared"), py::arg("precision") = "fast",
-        "Rows of numbers as `Gram.pair`, with low parts, of a pair and of each of its segments, in one pass.");
-    module.def(
-        "segment_cross_products",
-        [](const py::object& y, const py::object& g, const py::object& y0, const py::object& g0) {
-            const Arrays arrays[4] = {to_arrays(y), to_arrays(g), to_arrays(y0), to_arrays(g0)};
-            const Vector a = to_vector(arrays[0]), b = to_vector(arrays[1]), c = to_vector(arrays[2]),
-                         d = to_vector(arrays[3]);
-            const std::vector<CrossProducts> found = without_gil([&] { return segment_cross_products(a, b, c, d); });
-            py::array_t<double> rows({static_cast<py::ssize_t>(found.size()), py::ssize_t{4}, py::ssize_t{3}});
-            auto at = rows.mutable_unchecked<3>();
-            for (py::ssize_t i = 0; i < at.shape(0); ++i)
-                for (py::ssize_t p = 0; p < 4; ++p) {
-                    const CrossProducts& one = found[static_cast<std::size_t>(i)];
-                    const double nan = std::numeric_limits<double>::quiet_NaN();
-                    at(i, p, 0) = one.in_range ? one.value[p].hi : nan;
-                    at(i, p, 1) = one.in_range ? one.value[p].lo : nan;
-                    at(i, p, 2) = one.in_range ? one.bound[p] : nan;
-                }
-            return rows;
-        },
-        py::arg("y"), py::arg("g"), py::arg("y0"), py::arg("g0"),
-        "hi, lo, bound of y.y0, y.g0, g.y0, g.g0, of the whole and of each segment, in one pass; NaN where the vectors "
-        "are zero, not finite, or have to be scaled.");
     module.def(
         "first_not_positive",
         [](const py::object& d) {

@@ -42,9 +42,10 @@ char* data_of(const py::array& array, Access access) {
     return static_cast<char*>(const_cast<void*>(array.data()));
 }
 
-// The first `ndim` axes of an array, from a starting point.
-Segment to_segment(const py::array& array, char* data, py::ssize_t ndim) {
-    const Segment::Axes shape(array.shape(), array.shape() + ndim), strides(array.strides(), array.strides() + ndim);
+// The axes [begin, end) of an array, from a starting point.
+Segment to_segment(const py::array& array, char* data, py::ssize_t begin, py::ssize_t end) {
+    const Segment::Axes shape(array.shape() + begin, array.shape() + end),
+        strides(array.strides() + begin, array.strides() + end);
     return Segment(data, dtype_of(array), shape, strides);
 }
 
@@ -60,8 +61,34 @@ Arrays to_arrays(const py::handle& object) {
 Vector to_vector(const Arrays& arrays, Access access) {
     Vector vector;
     for (const py::array& array : arrays)
-        vector.segments.push_back(to_segment(array, data_of(array, access), array.ndim()));
+        vector.segments.push_back(to_segment(array, data_of(array, access), 0, array.ndim()));
     return vector;
+}
+
+std::vector<Arrays> to_each_arrays(const py::list& vectors) {
+    std::vector<Arrays> arrays;
+    for (const py::handle& vector : py::tuple(vectors)) arrays.push_back(to_arrays(vector));
+    return arrays;
+}
+
+std::vector<Vector> to_each_vector(const std::vector<Arrays>& arrays) {
+    std::vector<Vector> views;
+    for (const Arrays& vector : arrays) views.push_back(to_vector(vector));
+    return views;
+}
+
+VectorSteps to_steps(const Arrays& arrays) {
+    VectorSteps steps;
+    for (const py::array& array : arrays) {
+        if (array.ndim() < 1) throw py::value_error("expected arrays whose first axis is the step, got a scalar");
+        if (!steps.strides.empty() && array.shape(0) != steps.count)
+            throw py::value_error("expected " + std::to_string(steps.count) + " steps in every array, got " +
+                                  std::to_string(array.shape(0)));
+        steps.count = array.shape(0);
+        steps.strides.push_back(array.strides(0));
+        steps.first.segments.push_back(to_segment(array, data_of(array, Access::read), 1, array.ndim()));
+    }
+    return steps;
 }
 
 std::vector<Vector> to_vectors(const Arrays& arrays, bool columns, Access access) {
@@ -79,7 +106,7 @@ std::vector<Vector> to_vectors(const Arrays& arrays, bool columns, Access access
         char* data = data_of(array, access);
         for (py::ssize_t r = 0; r < array.shape(last); ++r)
             vectors[static_cast<std::size_t>(r)].segments.push_back(
-                to_segment(array, data + r * array.strides(last), last));
+                to_segment(array, data + r * array.strides(last), 0, last));
     }
     return vectors;
 }
@@ -98,7 +125,7 @@ void add_extents(const Arrays& arrays, Extent::Role role, std::vector<Extent>& e
     for (std::size_t position = 0; position < arrays.size(); ++position) {
         const py::array& array = arrays[position];
         char* data = static_cast<char*>(const_cast<void*>(array.data()));
-        if (array.size() > 0) extents.push_back({&array, to_segment(array, data, array.ndim()), position, role});
+        if (array.size() > 0) extents.push_back({&array, to_segment(array, data, 0, array.ndim()), position, role});
     }
 }
 

@@ -8,6 +8,7 @@
 
 #include "steepest/apply.hpp"
 #include "steepest/small_matrix.hpp"
+#include "steepest/step_grams.hpp"
 
 namespace steepest::python {
 
@@ -24,6 +25,20 @@ Arrays to_arrays(const py::handle& object);
 // copied: TypeError for any other dtype, ValueError for a read-only array to write.
 Vector to_vector(const Arrays& arrays, Access access = Access::read);
 
+// Several vectors.
+std::vector<Arrays> to_each_arrays(const py::list& vectors);
+std::vector<Vector> to_each_vector(const std::vector<Arrays>& arrays);
+
+template <class T>
+std::vector<const T*> addresses(const std::vector<T>& values) {
+    std::vector<const T*> found;
+    for (const T& value : values) found.push_back(&value);
+    return found;
+}
+
+// A vector at each step, which is the first axis of every array.
+VectorSteps to_steps(const Arrays& arrays);
+
 // Right-hand sides: one vector, or, with `columns`, one for each index of the last axis of every array.
 std::vector<Vector> to_vectors(const Arrays& arrays, bool columns, Access access = Access::read);
 
@@ -31,6 +46,13 @@ std::vector<Vector> to_vectors(const Arrays& arrays, bool columns, Access access
 // other than the same view at the same position.
 void require_no_overlap(const Arrays& out, const std::vector<const Arrays*>& in_place,
                         const std::vector<const Arrays*>& apart);
+
+// No Python object is touched while the GIL is released: all arguments are views and numbers by then.
+template <class Work>
+auto without_gil(Work work) {
+    const py::gil_scoped_release release;
+    return work();
+}
 
 SmallMatrix to_small_matrix(const py::array_t<double>& array);
 SmallMatrixDD to_small_matrix(const py::array_t<double>& high, const py::array_t<double>& low);

@@ -36,6 +36,14 @@ Segment::Segment(char* data, DType dtype, const Axes& shape, const Axes& strides
     }
 }
 
+Segment Segment::moved(index_t bytes) const {
+    Segment view = *this;
+    view.data_ += bytes;
+    view.lowest_ += bytes;
+    view.highest_ += bytes;
+    return view;
+}
+
 // Calls move(pointer to an element, number of elements, byte stride, offset from begin) for each run of the last axis.
 template <class Move>
 void Segment::walk(index_t begin, index_t count, Move move) const {

@@ -38,6 +38,7 @@ public:
     DType dtype() const { return dtype_; }
     index_t size() const { return size_; }
     bool contiguous() const { return contiguous_; }
+    Segment moved(index_t bytes) const;  // the same view, that many bytes further on
     const Axes& shape() const { return shape_; }
     const Axes& strides() const { return strides_; }
 
