@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,21 @@ from steepest.block_products import (
 from steepest.rounding_floor import angle_floor, rounding_norm
 from steepest.row_format import DTYPE_CODE, LAG_PRODUCTS, NAN, STATUS_CODE
 
-__all__ = ["StepData", "coarsest_of_blocks", "difference", "fill_skipped", "fill_step", "ordered", "scalar_row"]
+__all__ = [
+    "StepData",
+    "coarsest_of_blocks",
+    "difference",
+    "fill_lags",
+    "fill_pairs",
+    "fill_skipped",
+    "fill_step",
+    "lag_of_rows",
+    "ordered",
+    "scalar_row",
+]
 
 Triple = tuple[float, float, float]
+Arrays = Sequence[NDArray[Any] | None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,7 @@ def fill_step(
     Each vector is read once for a lag of 0, unless sign or angle need a better pass, and ``lag`` times more otherwise:
     the products of the whole vector are sums over its arrays.
     """
-    lag = _lag(rows)
+    lag = lag_of_rows(rows)
     names, n_arrays = data.layout.names, len(data.layout.shapes)
     y, g = data.grad, data.update
     ys, gs, dtypes = _segments(y, n_arrays), _segments(g, n_arrays), data.dtypes or [""] * n_arrays
@@ -110,8 +122,11 @@ def fill_step(
     if n_arrays > 1 and y is not None and g is not None and data.base is None:
         first = "compensated" if lag else "fast"
         products = _core.segment_angle_grams(y.segments, g.segments, tolerances, [r * r for r in roundings], first)
-        _fill_at_once(rows, number, data, products, dtypes, spacings, resumed)
-        _fill_lags(rows, previous[:lag], y, g)
+        rows["step"], rows["resumed"], rows["note"] = number, resumed, b""
+        rows["time"], rows["loss"], rows["decay_share"] = data.time, data.loss, data.decay_share
+        fill_pairs(rows, products, dtypes, np.array(spacings))
+        if lag:
+            _fill_lags_of_step(rows, [data, *previous[:lag]], lag)
         return
     pairs = list(map(pair_of, ys, gs, tolerances[-n_arrays:], bases, roundings[-n_arrays:]))
     if n_arrays > 1:
@@ -135,71 +150,94 @@ def fill_step(
         rows[1]["block"] = 1
 
 
-def _fill_at_once(
-    rows: NDArray[np.void],
-    number: int,
-    data: StepData,
-    products: NDArray[np.float64],
-    dtypes: list[str],
-    spacings: list[float],
-    resumed: bool,
+def fill_pairs(
+    rows: NDArray[np.void], products: NDArray[np.float64], dtypes: Sequence[str], spacings: NDArray[np.float64]
 ) -> None:
-    """All rows of a step field by field: a row for itself costs five microseconds, and there may be thousands."""
-    rows["step"], rows["resumed"], rows["block"] = number, resumed, np.arange(len(rows))
-    rows["status"], rows["dtype"] = statuses_of(products), [DTYPE_CODE[name] for name in dtypes]
-    rows["time"], rows["loss"], rows["decay_share"], rows["note"] = data.time, data.loss, data.decay_share, b""
-    for name, values in zip(Pair._fields, products.T[:14], strict=False):
-        rows[name] = values
+    """What rows hold of the pairs, field by field: a row by itself costs five microseconds, and there are thousands.
+
+    Parameters
+    ----------
+    rows : ndarray, shape (..., blocks)
+        Structured, to be written.
+    products : ndarray, shape (..., blocks, 15)
+        Of the core's ``segment_angle_grams``, of each block.
+    dtypes : sequence of str
+        Element type of each block.
+    spacings : ndarray, shape (..., blocks)
+        See `StepData`, NaN where there are none.
+    """
+    rows["block"], rows["dtype"] = np.arange(rows.shape[-1]), [DTYPE_CODE[name] for name in dtypes]
+    rows["status"] = statuses_of(products.reshape(-1, products.shape[-1])).reshape(rows.shape)
+    for i, name in enumerate(Pair._fields[:14]):
+        rows[name] = products[..., i]
     with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.ldexp(np.sqrt(products[:, 2]), products[:, 10].astype(np.int32))
-        rows["psi_floor"] = np.arctan2(rounding_norm(np.array(spacings)), norms)
+        norms = np.ldexp(np.sqrt(products[..., 2]), products[..., 10].astype(np.int32))
+        rows["psi_floor"] = np.arctan2(rounding_norm(spacings), norms)
 
 
-def _fill_lags(rows: NDArray[np.void], previous: Sequence[StepData | None], y: LongVector, g: LongVector) -> None:
-    """The products of all arrays with each of the steps before, in one pass over the vectors of both."""
-    if "lag_yy" not in (rows.dtype.names or ()):
-        return
-    for name in LAG_PRODUCTS:
-        rows[name] = rows[name + "_lo"] = rows[name + "_bound"] = NAN
-        rows[name + "_exponent"] = 0
-    for j, before in enumerate(previous):
-        if before is None or (before.grad is None and before.update is None):
+def fill_lags(
+    rows: NDArray[np.void],
+    products: NDArray[np.float64],
+    vectors: Callable[[int, int], tuple[Arrays, Arrays] | None],
+) -> None:
+    """What rows hold of the products with earlier steps.
+
+    Parameters
+    ----------
+    rows : ndarray, shape (steps, blocks)
+        Structured, with lag, to be written.
+    products : ndarray, shape (steps, lag, 1 + arrays, 4, 3)
+        Of the core's ``segment_cross_products``, NaN where the vectors are missing, zero, not finite, or have to be
+        scaled: these are read again, array by array.
+    vectors : callable (t, j) -> (arrays, arrays) or None
+        Gradient and update j steps before the t-th, None where there is no such step; single arrays may be None.
+    """
+    table = np.concatenate([products, np.zeros((*products.shape[:-1], 1))], axis=-1)
+    for t, j in np.argwhere(np.isnan(products[:, :, :, 0, 0]).any(axis=-1)).tolist():
+        here, before = vectors(t, 0), vectors(t, j + 1)
+        if here is None or before is None:
             continue
-        y0s, g0s = (_segments(x, len(y.segments)) for x in (before.grad, before.update))
-        if before.grad is None or before.update is None:
-            table = np.full((len(rows), len(LAG_PRODUCTS), 3), NAN)
-        else:
-            table = _core.segment_cross_products(y.segments, g.segments, before.grad.segments, before.update.segments)
-        for k, name in enumerate(LAG_PRODUCTS):
-            for i, part in enumerate(("", "_lo", "_bound")):
-                rows[name + part][:, j] = table[:, k, i]
-        # What has to be scaled, is zero, not finite or not there, array by array
-        odd = np.flatnonzero(np.isnan(table[1:, 0, 0])).tolist()
-        alone = {i: lag_of(y.segments[i], g.segments[i], y0s[i], g0s[i]) for i in odd}
-        for i, products in alone.items():
-            _set_lag(rows[i + 1], j, products)
-        if np.isnan(table[0, 0, 0]):
-            _set_lag(rows[0], j, sum_of_lags([alone.get(i) or _lag_in(rows[i + 1], j) for i in range(len(y0s))]))
+        (ys, gs), (y0s, g0s), one = here, before, table[t, j]
+        odd = np.flatnonzero(np.isnan(products[t, j, 1:, 0, 0])).tolist()
+        for i in odd:
+            one[i + 1] = lag_of(ys[i], gs[i], y0s[i], g0s[i])
+        if np.isnan(products[t, j, 0, 0, 0]):
+            one[0] = one[1] if len(one) == 2 else sum_of_lags([_lag_products(x) for x in one[1:].tolist()])
+    by_block = table.swapaxes(1, 2)[:, : rows.shape[1]]  # steps, blocks, lag, products, numbers
+    for k, name in enumerate(LAG_PRODUCTS):
+        for i, part in enumerate(("", "_lo", "_bound", "_exponent")):
+            rows[name + part] = by_block[:, :, :, k, i]
 
 
-def _set_lag(row: np.void, j: int, products: LagProducts) -> None:
-    for name, product in zip(LAG_PRODUCTS, products, strict=True):
-        row[name][j], row[name + "_lo"][j], row[name + "_bound"][j], row[name + "_exponent"][j] = product
-
-
-def _lag_in(row: np.void, j: int) -> LagProducts:
-    def product(name: str) -> Product:
-        hi, lo, bound = (float(row[name + part][j]) for part in ("", "_lo", "_bound"))
-        return Product(hi, lo, bound, int(row[name + "_exponent"][j]))
-
-    yy, yg, gy, gg = map(product, LAG_PRODUCTS)
+def _lag_products(numbers: list[list[float]]) -> LagProducts:
+    yy, yg, gy, gg = (Product(hi, lo, bound, int(exponent)) for hi, lo, bound, exponent in numbers)
     return yy, yg, gy, gg
+
+
+def _fill_lags_of_step(rows: NDArray[np.void], steps: Sequence[StepData | None], lag: int) -> None:
+    """Of a step of several arrays with those before it, in one pass over the vectors of both."""
+    n_arrays = len(rows) - 1
+    products = np.full((1, lag, len(rows), len(LAG_PRODUCTS), 3), NAN)
+    pairs = [None if one is None or one.grad is None or one.update is None else (one.grad, one.update) for one in steps]
+    assert pairs[0] is not None  # or it has no products
+    y, g = pairs[0]
+    for j, before in enumerate(pairs[1:]):
+        if before is not None:
+            products[0, j] = _core.segment_cross_products(y.segments, g.segments, *(x.segments for x in before))
+
+    def vectors(_: int, j: int) -> tuple[Arrays, Arrays] | None:
+        one = steps[j] if j < len(steps) else None
+        if one is None or (one.grad is None and one.update is None):
+            return None
+        return _segments(one.grad, n_arrays), _segments(one.update, n_arrays)
+
+    fill_lags(rows[None], products, vectors)
 
 
 def _lags(
     previous: Sequence[StepData | None],
-    ys: Sequence[NDArray[Any] | None],
-    gs: Sequence[NDArray[Any] | None],
+    ys: Arrays,
+    gs: Arrays,
     lag: int,
 ) -> list[list[LagProducts | None]]:
     """The products with the steps before, of the whole vector if it has several arrays, and of each array."""
@@ -278,7 +316,7 @@ def scalar_row(
         square.hi, inner.hi, last.hi, square.lo, inner.lo, last.lo, square.bound, inner.bound, last.bound,
         y_exponent, g_exponent, cosine, sine, sign_flip_variance, finite,
     )  # fmt: skip
-    lag = _lag(rows)
+    lag = lag_of_rows(rows)
     known = [*lags[:lag], *[None] * (lag - len(lags))]
     rows[block] = (
         number, STATUS_CODE[status_of(yy is not None, gg is not None, p)], False, DTYPE_CODE[dtype], block, time, loss,
@@ -331,11 +369,23 @@ def coarsest_of_blocks(y: LongVector | None, g: LongVector | None) -> list[str]:
     return [a if EPSILON[a] >= EPSILON[b] else b for a, b in zip(y.dtypes, g.dtypes, strict=True)]
 
 
-def _lag(rows: NDArray[np.void]) -> int:
+def lag_of_rows(rows: NDArray[np.void]) -> int:
+    """With how many earlier steps rows have products.
+
+    Parameters
+    ----------
+    rows : ndarray
+        Structured, of `row_dtype`.
+
+    Returns
+    -------
+    int
+        0 if with none.
+    """
     return rows.dtype["lag_yy"].shape[0] if "lag_yy" in (rows.dtype.names or ()) else 0
 
 
-def _segments(x: LongVector | None, n: int) -> Sequence[NDArray[Any] | None]:
+def _segments(x: LongVector | None, n: int) -> Arrays:
     return [None] * n if x is None else x.segments
 
 

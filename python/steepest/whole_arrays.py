@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest.arrays import ArrayOrMapping, Layout, LongVector, is_torch
+from steepest.arrays import ArrayOrMapping, Layout, LongVector, Segment, is_torch
 from steepest.candidates import by_candidate
+from steepest.rounding_floor import spacing_norms
 from steepest.row_format import NAN, RecordingInfo, check_names, row_dtype
+from steepest.step_batches import StepBatch, fill_batch, is_direct, steps_at_once
 from steepest.step_input import StepInput
 from steepest.step_rows import StepData, difference, fill_step, ordered
 from steepest.units import Units
@@ -78,20 +80,96 @@ def rows_of_arrays(
     info = replace(info, names=layout.names, shapes=layout.shapes, scale_crc=crc)
     steps = max(updates, *(length for name, length in named if name == "loss" or name in labels), 0)
     rows = np.zeros((steps, info.width), row_dtype(info.lag))
-    blocks = 1 + len(layout.names or ())
-    previous: deque[list[StepData]] = deque(maxlen=info.lag)
-    for t in range(steps):
-        here = {name: x.at(t) for name, x in whole.items()}
-        g = here.get("update")
-        if update is None and t < updates:
-            g = whole["params"].step(t)
-        numbers = [_at(one, t) for one in losses]
-        given = StepInput(layout, here.get("params"), g, [here.get(label) for label in labels], numbers, not info.rate)
-        data = given.data(_at(times, t), units, info.lag)
-        for c, one in enumerate(data):
-            fill_step(rows[t, c * blocks : (c + 1) * blocks], t, one, [before[c] for before in previous])
-        previous.appendleft(data)
+    run = _Run(info, layout, whole, labels, update is None, updates, losses, times, units)
+    begin = 0 if units is not None else run.fill_batches(rows)
+    run.fill_each(rows, begin)
     return info, rows, WholeArrays(whole, info.candidates, updates)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Whole arrays that fit each other."""
+
+    info: RecordingInfo
+    layout: Layout
+    whole: Mapping[str, _Steps]
+    grads: Sequence[str]  # their places in `whole`, one for each candidate
+    differences: bool  # updates are formed of params
+    updates: int
+    losses: Sequence[NDArray[np.float64] | None]
+    times: NDArray[np.float64] | None
+    units: Units | None
+
+    @property
+    def _blocks(self) -> int:
+        return 1 + len(self.layout.names or ())
+
+    def fill_batches(self, rows: NDArray[np.void]) -> int:
+        """Rows of the steps that have gradients and update, many at once; how many steps these are."""
+        names = (*self.grads, "params" if self.differences else "update")
+        if any(name not in self.whole for name in names):
+            return 0
+        count = min(self.updates, *(self.whole[name].length for name in self.grads))
+        grads, moves = [self.whole[name] for name in self.grads], self.whole[names[-1]]
+        if self.differences and "bfloat16" in moves.whole.dtypes:  # formed in float64, see `difference`
+            return 0
+        one = slice(0, 1)
+        if count == 0 or not all(is_direct(x.segments(one), self._updates(moves, one)) for x in grads):
+            return 0
+        lag = self.info.lag
+        at_once = steps_at_once(self.layout.size, self._blocks)
+        buffers = None
+        if self.differences:
+            at_once = max(at_once, lag)
+            longest = min(at_once + lag, count)
+            buffers = [np.empty((longest, *s.shape[1:]), s.dtype) for s in self._updates(moves, one)]
+        for begin in range(0, count, at_once):
+            end, history = min(begin + at_once, count), min(begin, lag)
+            steps = slice(begin - history, end)
+            update = self._updates(moves, steps, buffers)
+            spacings = self._spacings(begin, end)
+            for c, grad in enumerate(grads):
+                loss, time = (_between(x, begin, end) for x in (self.losses[c], self.times))
+                batch = StepBatch(grad.segments(steps), update, history, [*grad.whole.dtypes], spacings, loss, time)
+                fill_batch(rows[begin:end, c * self._blocks : (c + 1) * self._blocks], begin, batch)
+        return count
+
+    def fill_each(self, rows: NDArray[np.void], begin: int) -> None:
+        """Rows of the steps from `begin` on, one by one."""
+        lag = self.info.lag
+        previous: deque[list[StepData]] = deque(maxlen=lag)
+        for t in range(max(0, begin - lag), len(rows)):
+            here = {name: x.at(t) for name, x in self.whole.items()}
+            g = here.get("update")
+            if self.differences and t < self.updates:
+                g = self.whole["params"].step(t)
+            numbers = [_at(one, t) for one in self.losses]
+            grads = [here.get(name) for name in self.grads]
+            given = StepInput(self.layout, here.get("params"), g, grads, numbers, not self.info.rate)
+            data = given.data(_at(self.times, t), self.units, lag)
+            if t >= begin:
+                for c, one in enumerate(data):
+                    own = rows[t, c * self._blocks : (c + 1) * self._blocks]
+                    fill_step(own, t, one, [before[c] for before in previous])
+            previous.appendleft(data)
+
+    def _updates(self, moves: _Steps, steps: slice, out: list[NDArray[Any]] | None = None) -> list[Segment]:
+        if not self.differences:
+            return moves.segments(steps)
+        after = slice(steps.start + 1, steps.stop + 1)
+        if out is None:
+            return difference(moves.run(after), moves.run(steps)).segments
+        into = [x[: steps.stop - steps.start] for x in out]
+        with np.errstate(invalid="ignore", over="ignore"):
+            for a, b, x in zip(moves.segments(after), moves.segments(steps), into, strict=True):
+                np.subtract(a, b, out=x)
+        return into
+
+    def _spacings(self, begin: int, end: int) -> NDArray[np.float64]:
+        params = None if self.info.rate else self.whole.get("params")
+        if params is None:
+            return np.full((end - begin, len(self.layout.shapes)), NAN)
+        return np.array([spacing_norms(params.run(slice(t, t + 1))) for t in range(begin, end)])
 
 
 @dataclass(frozen=True)
@@ -108,6 +186,14 @@ class _Steps:
         if t >= self.length:
             return None
         return LongVector([s[t, ...] for s in self.whole.segments], self.layout, self.whole.dtypes)
+
+    def segments(self, steps: slice) -> list[Segment]:
+        """Views of some steps, which stay the first axis."""
+        return [s[steps] for s in self.whole.segments]
+
+    def run(self, steps: slice) -> LongVector:
+        """The same as a long vector."""
+        return LongVector(self.segments(steps), self.layout, self.whole.dtypes)
 
     def step(self, t: int) -> LongVector | None:
         """The difference of parameters."""
@@ -188,6 +274,13 @@ def _numbers(x: Any, name: str) -> NDArray[np.float64] | None:
     if array.ndim != 1:
         raise ValueError(f"expected {name} to have shape (steps,), got {array.shape}")
     return array.astype(np.float64)
+
+
+def _between(x: NDArray[np.float64] | None, begin: int, end: int) -> NDArray[np.float64]:
+    found = np.full(end - begin, NAN)
+    if x is not None:
+        found[: max(0, min(end, len(x)) - begin)] = x[begin:end]
+    return found
 
 
 def _at(x: NDArray[np.float64] | None, t: int) -> float:
