@@ -167,10 +167,9 @@ SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, con
             if (rows) {
                 const Segment& first = x[0].segments[block.segment];
                 const index_t stride = first.strides()[0];
-                for (index_t j = 0; j < k; ++j)
-                    loops.row_dots[dtype_index(first.dtype())](tiles[j], first.data() + begin * stride, count, stride,
-                                                               m, row_sums.data() + 2 * j * m,
-                                                               row_sums.data() + (2 * j + 1) * m);
+                for (index_t j = 0; j < k; j += max_dots)
+                    loops.row_dots[std::min<index_t>(k - j, max_dots) - 1][dtype_index(first.dtype())](
+                        tiles.data() + j, first.data() + begin * stride, count, stride, m, row_sums.data() + 2 * j * m);
                 return;
             }
             for (index_t r = 0; r < m; ++r) {
@@ -318,7 +317,7 @@ void combine(const Base& base, double factor, const std::vector<Column>& columns
                 tiles.base_diagonal(base_factor, count, values);
                 loops.row_combine[dtype_index(from.dtype())](values, tiles.data(), k, row_weights.data(),
                                                              from.data() + begin * stride, count, stride, m,
-                                                             to.data() + begin * out_stride, out_stride);
+                                                             to.data() + begin * out_stride, out_stride, stream);
                 return;
             }
             for (index_t r = 0; r < m; ++r) {

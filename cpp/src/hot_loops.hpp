@@ -36,12 +36,13 @@ struct HotLoops {
     // out = base*x + sum_k c_k w_k; indexed by K - 1. `stream`: past the caches, for results that will not fit in them.
     void (*combine[max_combine][4])(double base, const double* c, const void* x, const void* const* w, std::int64_t n,
                                     void* out, bool stream);
-    // The same for m vectors x side by side, rows `stride` bytes apart, and columns of doubles: adds w.x_r to
-    // hi[r] + lo[r]; out_ir = base_i x_ir + sum_k c[k m + r] w_ki.
-    void (*row_dots[4])(const double* w, const void* x, std::int64_t rows, std::int64_t stride, std::int64_t m,
-                        double* hi, double* lo);
+    // The same for m vectors x side by side, rows `stride` bytes apart, and columns of doubles: adds w_k.x_r to hi_lo, for
+    // each column m high parts and then m low ones, indexed by K - 1; out_ir = base_i x_ir + sum_k c[k m + r] w_ki.
+    void (*row_dots[max_dots][4])(const double* const* w, const void* x, std::int64_t rows, std::int64_t stride,
+                                  std::int64_t m, double* hi_lo);
     void (*row_combine[4])(const double* base, const double* const* w, std::int64_t k, const double* c, const void* x,
-                           std::int64_t rows, std::int64_t stride, std::int64_t m, void* out, std::int64_t out_stride);
+                           std::int64_t rows, std::int64_t stride, std::int64_t m, void* out, std::int64_t out_stride,
+                           bool stream);
 
     // One row of a symmetric matrix of rank two: out_j = k[0] (wi w_j) + k[1] (wi v_j + vi w_j) + k[2] (vi v_j)
     void (*rank_two_row[4])(const double* k, double wi, double vi, const double* w, const double* v, std::int64_t n,

@@ -5,39 +5,91 @@
 
 namespace {
 
-// Inner products of one column of doubles with m vectors that lie side by side (C order): adds to hi and lo, m each.
-template <class T>
-void row_dots(const double* w, const void* x, int64_t rows, int64_t stride, int64_t m, double* hi, double* lo) {
-    const char* first = static_cast<const char*>(x);
-    for (int64_t j = 0; j < m; j += width) {
-        const int64_t left = m - j;
-        vdouble h = load_some<Float64>(reinterpret_cast<const char*>(hi + j), left);
-        vdouble l = load_some<Float64>(reinterpret_cast<const char*>(lo + j), left);
-        const char* row = first + j * T::bytes;
-        // One lane for each right-hand side, so its sum is long: in hi + lo for every type.
+// Adds the inner products of K columns of doubles with `width` vectors that lie side by side, of which `left` are there.
+template <class T, int K, class Load>
+STEEPEST_INLINE void add_row_dots(const double* const* w, const char* row, int64_t rows, int64_t stride, Load load_row,
+                                  vdouble (&hi)[K], vdouble (&lo)[K]) {
+    if constexpr (T::exact_products) {
+        // Double is twice the precision of these types: chains of chain_steps products, four at a time.
+        for (int64_t begin = 0; begin < rows; begin += 4 * chain_steps) {
+            const int64_t end = begin + 4 * chain_steps < rows ? begin + 4 * chain_steps : rows;
+            vdouble part[4][K];
+            for (auto& each : part)
+                for (vdouble& one : each) one = broadcast(0.0);
+            int64_t i = begin;
+            for (; i + 4 <= end; i += 4)
+                for (int u = 0; u < 4; ++u, row += stride) {
+                    const vdouble value = load_row(row);
+                    for (int k = 0; k < K; ++k) part[u][k] = multiply_add(broadcast(w[k][i + u]), value, part[u][k]);
+                }
+            for (; i < end; ++i, row += stride)
+                for (int k = 0; k < K; ++k) part[0][k] = multiply_add(broadcast(w[k][i]), load_row(row), part[0][k]);
+            for (int k = 0; k < K; ++k) {
+                vdouble sum, error;
+                two_sum(hi[k], (part[0][k] + part[1][k]) + (part[2][k] + part[3][k]), sum, error);
+                hi[k] = sum;
+                lo[k] = lo[k] + error;
+            }
+        }
+    } else {
         for (int64_t i = 0; i < rows; ++i, row += stride)
-            accumulate_twofold<Float64>(broadcast(w[i]), load_some<T>(row, left), h, l);
-        store_some<Float64>(h, reinterpret_cast<char*>(hi + j), left);
-        store_some<Float64>(l, reinterpret_cast<char*>(lo + j), left);
+            for (int k = 0; k < K; ++k) accumulate_twofold<T>(broadcast(w[k][i]), load_row(row), hi[k], lo[k]);
     }
 }
 
-// out_ir = base_i x_ir + sum_k c_kr w_ki for m vectors side by side.
-template <class T>
-void row_combine(const double* base, const double* const* w, int64_t k, const double* c, const void* x, int64_t rows,
-                 int64_t stride, int64_t m, void* out, int64_t out_stride) {
+// Inner products of K columns of doubles with m vectors that lie side by side (C order): adds to hi_lo, for each column m
+// high parts and then m low ones.
+template <class T, int K>
+void row_dots(const double* const* w, const void* x, int64_t rows, int64_t stride, int64_t m, double* hi_lo) {
     for (int64_t j = 0; j < m; j += width) {
         const int64_t left = m - j;
-        const char* from = static_cast<const char*>(x) + j * T::bytes;
-        char* to = static_cast<char*>(out) + j * T::bytes;
-        for (int64_t i = 0; i < rows; ++i, from += stride, to += out_stride) {
-            vdouble value = broadcast(base[i]) * load_some<T>(from, left);
-            for (int64_t a = 0; a < k; ++a)
-                value = multiply_add(broadcast(w[a][i]),
-                                     load_some<Float64>(reinterpret_cast<const char*>(c + a * m + j), left), value);
-            store_some<T>(value, to, left);
+        const char* row = static_cast<const char*>(x) + j * T::bytes;
+        char* sums = reinterpret_cast<char*>(hi_lo + j);
+        const int64_t next = m * static_cast<int64_t>(sizeof(double));
+        vdouble hi[K], lo[K];
+        for (int k = 0; k < K; ++k) {
+            hi[k] = load_some<Float64>(sums + 2 * k * next, left);
+            lo[k] = load_some<Float64>(sums + (2 * k + 1) * next, left);
+        }
+        if (left >= width) add_row_dots<T, K>(w, row, rows, stride, [](const char* at) { return T::load(at); }, hi, lo);
+        else add_row_dots<T, K>(w, row, rows, stride, [left](const char* at) { return load_some<T>(at, left); }, hi, lo);
+        for (int k = 0; k < K; ++k) {
+            store_some<Float64>(hi[k], sums + 2 * k * next, left);
+            store_some<Float64>(lo[k], sums + (2 * k + 1) * next, left);
         }
     }
+}
+
+// out_ir = base_i x_ir + sum_k c_kr w_ki for m vectors side by side; row by row, so that lines of memory are written whole.
+template <class T, bool streams>
+STEEPEST_INLINE void row_combine_as(const double* base, const double* const* w, int64_t k, const double* c, const void* x,
+                                    int64_t rows, int64_t stride, int64_t m, void* out, int64_t out_stride) {
+    const char* from = static_cast<const char*>(x);
+    char* to = static_cast<char*>(out);
+    const int64_t whole = m - m % width;
+    const auto value_at = [&](int64_t i, vdouble value, int64_t j, int64_t left) {
+        value = broadcast(base[i]) * value;
+        for (int64_t a = 0; a < k; ++a)
+            value = multiply_add(broadcast(w[a][i]), load_some<Float64>(reinterpret_cast<const char*>(c + a * m + j), left), value);
+        return value;
+    };
+    for (int64_t i = 0; i < rows; ++i, from += stride, to += out_stride) {
+        STEEPEST_PREFETCH(from + prefetch_bytes);
+        for (int64_t j = 0; j < whole; j += width)
+            store<T, streams>(value_at(i, T::load(from + j * T::bytes), j, width), to + j * T::bytes);
+        if (whole < m)
+            store_some<T>(value_at(i, load_some<T>(from + whole * T::bytes, m - whole), whole, m - whole),
+                          to + whole * T::bytes, m - whole);
+    }
+    if constexpr (streams) stream_fence();
+}
+
+template <class T>
+void row_combine(const double* base, const double* const* w, int64_t k, const double* c, const void* x, int64_t rows,
+                 int64_t stride, int64_t m, void* out, int64_t out_stride, bool stream) {
+    const bool aligned = unaligned_elements(static_cast<char*>(out), T::bytes) == 0 && out_stride % (width * T::bytes) == 0;
+    if (stream && aligned) row_combine_as<T, true>(base, w, k, c, x, rows, stride, m, out, out_stride);
+    else row_combine_as<T, false>(base, w, k, c, x, rows, stride, m, out, out_stride);
 }
 
 // Every product and sum is the same with i and j exchanged; none is fused.
