@@ -89,7 +89,7 @@ void bind_gram(py::module_& module) {
             const std::vector<Arrays> arrays = to_each_arrays(vectors);
             const std::vector<Vector> views = to_each_vector(arrays);
             const Precision wanted = to_precision(precision);
-            return without_gil([&] { return gram(addresses(views), wanted); });
+            return without_gil(size_of(views), [&] { return gram(addresses(views), wanted); });
         },
         py::arg("vectors"), py::arg("precision") = "fast",
         "All inner products of long vectors in one pass, with error bounds (see gram.hpp).");
@@ -99,7 +99,7 @@ void bind_gram(py::module_& module) {
             const Arrays ys = to_arrays(y), gs = to_arrays(g), ds = base.is_none() ? Arrays{} : to_arrays(base);
             const Vector a = to_vector(ys), b = to_vector(gs), d = to_vector(ds);
             const Vector* weights = base.is_none() ? nullptr : &d;
-            return without_gil([&] { return angle_gram(a, b, weights, {tolerance, rounding_squared}); });
+            return without_gil(a.size(), [&] { return angle_gram(a, b, weights, {tolerance, rounding_squared}); });
         },
         py::arg("y"), py::arg("g"), py::arg("base") = py::none(), py::arg("tolerance") = 1e-13,
         py::arg("rounding_squared") = 0.0,
@@ -116,7 +116,8 @@ void bind_gram(py::module_& module) {
             const Precision first = to_precision(precision);
             const Arrays ys = to_arrays(y), gs = to_arrays(g);
             const Vector a = to_vector(ys), b = to_vector(gs);
-            const std::vector<Gram> found = without_gil([&] { return segment_angle_grams(a, b, accuracies, first); });
+            const std::vector<Gram> found =
+                without_gil(a.size(), [&] { return segment_angle_grams(a, b, accuracies, first); });
             py::array_t<double> rows({static_cast<py::ssize_t>(found.size()), row_length});
             for (std::size_t i = 0; i < found.size(); ++i)
                 write_row(found[i], rows.mutable_data() + static_cast<py::ssize_t>(i) * row_length);
@@ -130,7 +131,8 @@ void bind_gram(py::module_& module) {
             const Arrays arrays[4] = {to_arrays(y), to_arrays(g), to_arrays(y0), to_arrays(g0)};
             const Vector a = to_vector(arrays[0]), b = to_vector(arrays[1]), c = to_vector(arrays[2]),
                          d = to_vector(arrays[3]);
-            const std::vector<CrossProducts> found = without_gil([&] { return segment_cross_products(a, b, c, d); });
+            const std::vector<CrossProducts> found =
+                without_gil(a.size(), [&] { return segment_cross_products(a, b, c, d); });
             py::array_t<double> rows({static_cast<py::ssize_t>(found.size()), py::ssize_t{4}, py::ssize_t{3}});
             for (std::size_t i = 0; i < found.size(); ++i)
                 write_products(found[i], rows.mutable_data() + static_cast<py::ssize_t>(i) * 12);
@@ -152,15 +154,13 @@ void bind_gram(py::module_& module) {
             const Precision first = to_precision(precision);
             const Arrays ys = to_arrays(y), gs = to_arrays(g);
             const VectorSteps a = to_steps(ys), b = to_steps(gs);
-            const StepGrams found = without_gil([&] { return step_grams(a, b, accuracies, skip, lag, first); });
+            const StepGrams found = without_gil(a.count * a.first.size(), [&] { return step_grams(a, b, accuracies, skip, lag, first); });
             const auto parts = static_cast<py::ssize_t>(a.first.segments.size()) + 1, steps = a.count - skip;
             py::array_t<double> pairs({steps, parts, row_length});
             py::array_t<double> lags({steps, lag, parts, py::ssize_t{4}, py::ssize_t{3}});
             double *of_pairs = pairs.mutable_data(), *of_lags = lags.mutable_data();
-            without_gil([&] {
-                for (std::size_t i = 0; i < found.pairs.size(); ++i) write_row(found.pairs[i], of_pairs + i * row_length);
-                for (std::size_t i = 0; i < found.lags.size(); ++i) write_products(found.lags[i], of_lags + i * 12);
-            });
+            for (std::size_t i = 0; i < found.pairs.size(); ++i) write_row(found.pairs[i], of_pairs + i * row_length);
+            for (std::size_t i = 0; i < found.lags.size(); ++i) write_products(found.lags[i], of_lags + i * 12);
             return py::make_tuple(pairs, lags);
         },
         py::arg("y"), py::arg("g"), py::arg("tolerances"), py::arg("rounding_squared"), py::arg("skip") = 0,

@@ -49,10 +49,10 @@ public:
         const std::vector<Vector> in = to_vectors(inputs, columns), target = to_vectors(outputs, columns, Access::write);
         require_no_overlap(outputs, {&inputs, &sources}, addresses(arrays_));
         if (source.is_none()) {
-            without_gil([&] { steepest::apply(operator_, in, in, target); });
+            without_gil(size_of(in), [&] { steepest::apply(operator_, in, in, target); });
         } else {
             const std::vector<Vector> base = to_vectors(sources, columns);
-            without_gil([&] { steepest::apply(operator_, in, base, target); });
+            without_gil(size_of(in), [&] { steepest::apply(operator_, in, base, target); });
         }
     }
 
@@ -60,7 +60,7 @@ public:
         const Arrays outputs = to_arrays(out);
         const Vector target = to_vector(outputs, Access::write);
         require_no_overlap(outputs, {}, addresses(arrays_));
-        without_gil([&] { steepest::assemble(operator_, target.segments.at(0)); });
+        without_gil(outputs[0].size(), [&] { steepest::assemble(operator_, target.segments.at(0)); });
     }
 
 private:
@@ -83,7 +83,7 @@ public:
         if (in.size() != target.size()) throw py::value_error("expected as many columns in out as in the input");
         for (const Vector& one : in) require_size(one, n_in);
         for (const Vector& one : target) require_size(one, n_out);
-        without_gil([&] { transpose ? basis_.apply_transpose(in, target) : basis_.apply(in, target); });
+        without_gil(size_of(in), [&] { transpose ? basis_.apply_transpose(in, target) : basis_.apply(in, target); });
     }
 
 private:
@@ -105,7 +105,7 @@ void bind_kernels(py::module_& module) {
         [](const py::object& d) {
             const Arrays arrays = to_arrays(d);
             const Vector view = to_vector(arrays);
-            return without_gil([&] { return first_not_positive(view); });
+            return without_gil(view.size(), [&] { return first_not_positive(view); });
         },
         py::arg("d"), "Flat index of the first element that is not positive and finite, or -1.");
 
@@ -114,7 +114,7 @@ void bind_kernels(py::module_& module) {
         [](const py::object& x) {
             const Arrays arrays = to_arrays(x);
             const Vector view = to_vector(arrays);
-            return without_gil([&] { return spacing_squares(view); });
+            return without_gil(view.size(), [&] { return spacing_squares(view); });
         },
         py::arg("x"), "Sum of the squared distances to the next number, for each array.");
 
@@ -139,7 +139,7 @@ void bind_kernels(py::module_& module) {
             require_no_overlap(outputs, {&inputs}, addresses(arrays));
             std::vector<Column> on;
             for (const Vector& view : views) on.push_back({&view, 0, false});
-            without_gil([&] { project(on, onto ? Projection::onto : Projection::off, in, target); });
+            without_gil(size_of(in), [&] { project(on, onto ? Projection::onto : Projection::off, in, target); });
         },
         py::arg("vectors"), py::arg("x"), py::arg("out"), py::arg("onto") = true, py::arg("columns") = false,
         "Projection of x onto (or off) the span of the vectors.");

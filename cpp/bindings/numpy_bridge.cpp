@@ -52,14 +52,18 @@ Segment to_segment(const py::array& array, char* data, py::ssize_t begin, py::ss
 }  // namespace
 
 Arrays to_arrays(const py::handle& object) {
-    if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object)) return {as_array(object)};
     Arrays arrays;
+    if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object)) {
+        arrays.push_back(as_array(object));
+        return arrays;
+    }
     for (const py::handle& item : py::tuple(py::reinterpret_borrow<py::object>(object))) arrays.push_back(as_array(item));
     return arrays;
 }
 
 Vector to_vector(const Arrays& arrays, Access access) {
     Vector vector;
+    vector.segments.reserve(arrays.size());
     for (const py::array& array : arrays)
         vector.segments.push_back(to_segment(array, data_of(array, access), 0, array.ndim()));
     return vector;
@@ -67,14 +71,22 @@ Vector to_vector(const Arrays& arrays, Access access) {
 
 std::vector<Arrays> to_each_arrays(const py::list& vectors) {
     std::vector<Arrays> arrays;
+    arrays.reserve(vectors.size());
     for (const py::handle& vector : py::tuple(vectors)) arrays.push_back(to_arrays(vector));
     return arrays;
 }
 
 std::vector<Vector> to_each_vector(const std::vector<Arrays>& arrays) {
     std::vector<Vector> views;
+    views.reserve(arrays.size());
     for (const Arrays& vector : arrays) views.push_back(to_vector(vector));
     return views;
+}
+
+index_t size_of(const std::vector<Vector>& vectors) {
+    index_t size = 0;
+    for (const Vector& vector : vectors) size += vector.size();
+    return size;
 }
 
 VectorSteps to_steps(const Arrays& arrays) {
@@ -92,8 +104,11 @@ VectorSteps to_steps(const Arrays& arrays) {
 }
 
 std::vector<Vector> to_vectors(const Arrays& arrays, bool columns, Access access) {
-    if (!columns) return {to_vector(arrays, access)};
     std::vector<Vector> vectors;
+    if (!columns) {
+        vectors.push_back(to_vector(arrays, access));
+        return vectors;
+    }
     bool first = true;
     for (const py::array& array : arrays) {
         if (array.ndim() < 1) throw py::value_error("expected an array with a last axis of right-hand sides, got a scalar");
@@ -116,27 +131,38 @@ namespace {
 // An array of an argument with the bytes that it touches.
 struct Extent {
     const py::array* array;
-    Segment view;
+    const char *lowest, *highest;
     std::size_t position;  // in its argument
     enum class Role { out, in_place, apart } role;
 };
+using Extents = ShortVector<Extent, 8>;
 
-void add_extents(const Arrays& arrays, Extent::Role role, std::vector<Extent>& extents) {
+void add_extents(const Arrays& arrays, Extent::Role role, Extents& extents) {
     for (std::size_t position = 0; position < arrays.size(); ++position) {
         const py::array& array = arrays[position];
-        char* data = static_cast<char*>(const_cast<void*>(array.data()));
-        if (array.size() > 0) extents.push_back({&array, to_segment(array, data, 0, array.ndim()), position, role});
+        if (array.size() == 0) continue;
+        const char* data = static_cast<const char*>(array.data());
+        Extent extent{&array, data, data + array.itemsize(), position, role};
+        for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
+            const py::ssize_t reach = (array.shape(axis) - 1) * array.strides(axis);
+            (reach < 0 ? extent.lowest : extent.highest) += reach;
+        }
+        extents.push_back(extent);
     }
 }
 
-bool same_view(const Segment& a, const Segment& b) {
+bool same_view(const py::array& one, const py::array& other) {
+    const auto view = [](const py::array& array) {
+        return to_segment(array, static_cast<char*>(const_cast<void*>(array.data())), 0, array.ndim());
+    };
+    const Segment a = view(one), b = view(other);
     return a.data() == b.data() && a.dtype() == b.dtype() && a.shape() == b.shape() && a.strides() == b.strides();
 }
 
 void require_apart(const Extent& a, const Extent& b) {
     const bool out_a = a.role == Extent::Role::out, out_b = b.role == Extent::Role::out;
-    if ((!out_a && !out_b) || a.view.highest() <= b.view.lowest() || b.view.highest() <= a.view.lowest()) return;
-    const bool same = same_view(a.view, b.view);
+    if ((!out_a && !out_b) || a.highest <= b.lowest || b.highest <= a.lowest) return;
+    const bool same = same_view(*a.array, *b.array);
     const bool in_place = a.role == Extent::Role::in_place || b.role == Extent::Role::in_place;
     if (same && in_place && a.position == b.position) return;
     // Views may interleave without sharing an element: NumPy decides exactly.
@@ -149,20 +175,23 @@ void require_apart(const Extent& a, const Extent& b) {
 
 void require_no_overlap(const Arrays& out, const std::vector<const Arrays*>& in_place,
                         const std::vector<const Arrays*>& apart) {
-    std::vector<Extent> extents;
+    Extents extents;
     add_extents(out, Extent::Role::out, extents);
     for (const Arrays* arrays : in_place) add_extents(*arrays, Extent::Role::in_place, extents);
     for (const Arrays* arrays : apart) add_extents(*arrays, Extent::Role::apart, extents);
     // From low to high addresses, each against those that begin before it and have not ended.
     std::sort(extents.begin(), extents.end(),
-              [](const Extent& a, const Extent& b) { return std::less<>()(a.view.lowest(), b.view.lowest()); });
-    std::vector<const Extent*> open;
+              [](const Extent& a, const Extent& b) { return std::less<>()(a.lowest, b.lowest); });
+    Extents open;
     for (const Extent& one : extents) {
-        open.erase(std::remove_if(open.begin(), open.end(),
-                                  [&](const Extent* other) { return other->view.highest() <= one.view.lowest(); }),
-                   open.end());
-        for (const Extent* other : open) require_apart(*other, one);
-        open.push_back(&one);
+        Extents still_open;
+        for (const Extent& other : open) {
+            if (other.highest <= one.lowest) continue;
+            require_apart(other, one);
+            still_open.push_back(other);
+        }
+        still_open.push_back(one);
+        open = still_open;
     }
 }
 

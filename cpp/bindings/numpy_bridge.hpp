@@ -32,6 +32,7 @@ std::vector<Vector> to_each_vector(const std::vector<Arrays>& arrays);
 template <class T>
 std::vector<const T*> addresses(const std::vector<T>& values) {
     std::vector<const T*> found;
+    found.reserve(values.size());
     for (const T& value : values) found.push_back(&value);
     return found;
 }
@@ -47,9 +48,15 @@ std::vector<Vector> to_vectors(const Arrays& arrays, bool columns, Access access
 void require_no_overlap(const Arrays& out, const std::vector<const Arrays*>& in_place,
                         const std::vector<const Arrays*>& apart);
 
-// No Python object is touched while the GIL is released: all arguments are views and numbers by then.
+// Elements of all of them.
+index_t size_of(const std::vector<Vector>& vectors);
+
+// Runs the work without the GIL where there are elements enough for somebody else to do something meanwhile. No Python object
+// is touched then: all arguments are views and numbers.
 template <class Work>
-auto without_gil(Work work) {
+auto without_gil(index_t elements, Work work) {
+    constexpr index_t some_microseconds = 16384;
+    if (elements < some_microseconds) return work();
     const py::gil_scoped_release release;
     return work();
 }

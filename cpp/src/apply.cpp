@@ -22,6 +22,7 @@ bool safe(int exponent) { return std::abs(exponent) <= safe_exponent; }
 
 void check(const Base& base, const std::vector<Column>& columns, const std::vector<Vector>& x) {
     std::vector<const Vector*> all;
+    all.reserve(columns.size() + x.size() + 1);
     for (const Column& column : columns) all.push_back(column.vector);
     for (const Vector& one : x) all.push_back(&one);
     if (base.kind != BaseKind::scalar) {
@@ -136,7 +137,7 @@ SmallMatrixDD raw_dots(const Base& base, const std::vector<Column>& columns, con
     if (k == 0 || m == 0) return sums;
     const Partition partition(x[0]);
     const HotLoops& loops = hot_loops();
-    std::vector<double> partial(static_cast<std::size_t>(partition.size() * m * k * 2), 0.0);
+    ShortVector<double, 8> partial(static_cast<std::size_t>(partition.size() * m * k * 2));
 
     parallel_for(partition, [&](index_t task) {
         const Block block = partition[task];
@@ -280,7 +281,7 @@ void combine(const Base& base, double factor, const std::vector<Column>& columns
     index_t footprint = 0;
     for (const Segment& segment : x[0].segments) footprint += segment.size() * itemsize(segment.dtype()) * (k + 2 * m);
     const bool stream = beyond_caches(footprint);
-    std::vector<double> row_weights;  // row by row, for right-hand sides side by side
+    ShortVector<double, 4> row_weights;  // row by row, for right-hand sides side by side
     for (index_t j = 0; j < k; ++j)
         for (index_t r = 0; r < m; ++r) row_weights.push_back(weights(j, r));
 

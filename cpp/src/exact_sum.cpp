@@ -27,6 +27,13 @@ constexpr std::uint64_t low_word(std::uint64_t x) { return x & 0xffffffffu; }
 
 }  // namespace
 
+// Takes these limbs into use, and all between them and those that are.
+void ExactSum::use(int begin, int end) {
+    if (begin_ == end_) begin_ = end_ = begin;
+    while (begin_ > begin) limbs_[--begin_] = 0;
+    while (end_ < end) limbs_[end_++] = 0;
+}
+
 // Adds +-magnitude * 2^exponent: both halves of the magnitude, shifted to the limb grid, spread over two limbs each.
 void ExactSum::add_bits(std::uint64_t magnitude, int exponent, bool negative) {
     const int position = exponent - lowest_bit, limb = position / 32, shift = position % 32;
@@ -34,9 +41,8 @@ void ExactSum::add_bits(std::uint64_t magnitude, int exponent, bool negative) {
     const std::int64_t digits[3] = {static_cast<std::int64_t>(low_word(low)),
                                     static_cast<std::int64_t>((low >> 32) + low_word(high)),
                                     static_cast<std::int64_t>(high >> 32)};
+    use(limb, limb + 3);
     for (int i = 0; i < 3; ++i) limbs_[limb + i] += negative ? -digits[i] : digits[i];
-    begin_ = std::min(begin_, limb);
-    end_ = std::max(end_, limb + 3);
     if (++additions_ >= most_additions) carry();
 }
 
@@ -69,9 +75,9 @@ void ExactSum::add(const ExactSum& other) {
             return;
         }
     }
+    if (other.begin_ == other.end_) return;
+    use(other.begin_, other.end_);
     for (int i = other.begin_; i < other.end_; ++i) limbs_[i] += other.limbs_[i];
-    begin_ = std::min(begin_, other.begin_);
-    end_ = std::max(end_, other.end_);
     additions_ += other.additions_;
 }
 
@@ -81,9 +87,9 @@ void ExactSum::carry() {
     for (int i = begin_; i + 1 < n_limbs; ++i) {
         const std::int64_t over = limbs_[i] >> 32;  // floor
         if (i + 1 >= end_ && (over == 0 || over == -1)) break;
+        use(i, i + 2);
         limbs_[i] -= over * (std::int64_t{1} << 32);
         limbs_[i + 1] += over;
-        end_ = std::max(end_, i + 2);
     }
     additions_ = 1;
 }

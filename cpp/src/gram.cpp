@@ -171,6 +171,7 @@ double sign_flip_variance(const Gram& gram) { return gram.squared_products / gra
 Gram gram(const std::vector<const Vector*>& vectors, Precision precision) {
     require_same_layout(vectors);
     std::vector<Scaled> scaled;
+    scaled.reserve(vectors.size());
     for (const Vector* vector : vectors) scaled.push_back({vector, 0});
     if (precision == Precision::exact) return exact_gram(scaled);
 

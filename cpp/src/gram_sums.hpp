@@ -30,7 +30,7 @@ struct Sums {
 struct BlockSums {
     Partition partition;
     int pairs;
-    std::vector<double> values;
+    ShortVector<double, 8> values;
 };
 
 BlockSums fast_block_sums(const std::vector<Scaled>& vectors);

@@ -65,20 +65,20 @@ constexpr index_t most_at_once = 8;
 
 // One parallel_for in flight: its tasks are handed out by a counter.
 struct Job {
-    const std::function<void(index_t)>* work;
+    TaskRef work;
     index_t n_tasks;
-    index_t grain = 1;  // consecutive tasks that a thread takes at once
-    int caller_cpu = current_cpu();
+    index_t grain;  // consecutive tasks that a thread takes at once
+    int caller_cpu = -1;
     std::atomic<index_t> next{0};
     std::atomic<bool> failed{false};
-    std::exception_ptr error;  // written once, by the thread that set `failed`
+    std::exception_ptr error{};  // written once, by the thread that set `failed`
 
     void run() {
         for (;;) {
             const index_t first = next.fetch_add(grain, std::memory_order_relaxed);
             if (first >= n_tasks || failed.load(std::memory_order_relaxed)) return;
             try {
-                for (index_t task = first; task < std::min(first + grain, n_tasks); ++task) (*work)(task);
+                for (index_t task = first; task < std::min(first + grain, n_tasks); ++task) work(task);
             } catch (...) {
                 if (!failed.exchange(true)) error = std::current_exception();
             }
@@ -243,15 +243,17 @@ void set_num_threads(int n) {
 namespace {
 
 // `worth` is the number of tasks of ordinary size that the work amounts to.
-void run(index_t n_tasks, index_t worth, const std::function<void(index_t)>& work) {
-    Job job;
-    job.work = &work;
-    job.n_tasks = n_tasks;
+void run(index_t n_tasks, index_t worth, TaskRef work) {
     const int helpers = static_cast<int>(std::min<index_t>(get_num_threads(), worth / tasks_per_thread)) - 1;
-    job.grain = std::clamp<index_t>(n_tasks / (16 * std::max(helpers + 1, 1)), 1, most_at_once);
-    if (helpers < 1 || pool().busy.test_and_set(std::memory_order_acquire)) {
+    if (helpers < 1) {
+        for (index_t task = 0; task < n_tasks; ++task) work(task);
+        return;
+    }
+    Job job{work, n_tasks, std::clamp<index_t>(n_tasks / (16 * (helpers + 1)), 1, most_at_once)};
+    if (pool().busy.test_and_set(std::memory_order_acquire)) {
         job.run();
     } else {
+        job.caller_cpu = current_cpu();
         pool().run(job, helpers);
         pool().busy.clear(std::memory_order_release);
     }
@@ -260,9 +262,9 @@ void run(index_t n_tasks, index_t worth, const std::function<void(index_t)>& wor
 
 }  // namespace
 
-void parallel_for(index_t n_tasks, const std::function<void(index_t)>& work) { run(n_tasks, n_tasks, work); }
+void parallel_for(index_t n_tasks, TaskRef work) { run(n_tasks, n_tasks, work); }
 
-void parallel_for(const Partition& partition, const std::function<void(index_t)>& work) {
+void parallel_for(const Partition& partition, TaskRef work) {
     run(partition.size(), std::min(partition.size(), partition.whole_blocks()), work);
 }
 

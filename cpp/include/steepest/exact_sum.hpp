@@ -10,6 +10,8 @@ namespace steepest {
 
 class ExactSum {
 public:
+    ExactSum() {}  // NOLINT: limbs_ stays as it is
+
     // Adds a finite number, or a product of two finite numbers, without error.
     void add(double x);
     void add_product(double x, double y);
@@ -28,10 +30,12 @@ private:
     static constexpr int n_limbs = 143;  // up to 2^2304: greatest product 2^2048, 2^63 of them
     static constexpr int most_additions = 1 << 28;
     void add_bits(std::uint64_t magnitude, int exponent, bool negative);
+    void use(int begin, int end);
     void carry();
 
-    std::array<std::int64_t, n_limbs> limbs_{};
-    int begin_ = n_limbs, end_ = 0;  // limbs outside are zero: sums of numbers of like size use a few only
+    // Only limbs in [begin_, end_) are in use, and have a value: sums of numbers of like size need a few.
+    std::array<std::int64_t, n_limbs> limbs_;
+    int begin_ = 0, end_ = 0;
     int additions_ = 0;              // since the last carry
 };
 

@@ -2,9 +2,6 @@
 // combines their results in block order, so the bits of a result do not depend on that number.
 #pragma once
 
-#include <functional>
-#include <vector>
-
 #include "steepest/types.hpp"
 
 namespace steepest {
@@ -32,13 +29,26 @@ private:
     ShortVector<index_t, 2> sizes_;
 };
 
+// What to do for one task: any callable, referred to for the time of one call.
+class TaskRef {
+public:
+    template <class Work>
+    TaskRef(const Work& work)
+        : work_(&work), call_([](const void* callable, index_t task) { (*static_cast<const Work*>(callable))(task); }) {}
+    void operator()(index_t task) const { call_(work_, task); }
+
+private:
+    const void* work_;
+    void (*call_)(const void* callable, index_t task);
+};
+
 // Calls work(i) once for each i in [0, n_tasks), from the calling thread and the pool's. The pool starts on first use
 // with more than one thread and survives fork. The first exception thrown by `work` is rethrown here. Where the pool is
 // busy with another call, the caller does all the work itself.
-void parallel_for(index_t n_tasks, const std::function<void(index_t)>& work);
+void parallel_for(index_t n_tasks, TaskRef work);
 
 // The same over the blocks of a vector; many small ones are not worth a second thread.
-void parallel_for(const Partition& partition, const std::function<void(index_t)>& work);
+void parallel_for(const Partition& partition, TaskRef work);
 
 // The number of threads to use: set_num_threads, else STEEPEST_NUM_THREADS, else the CPUs this process may run on.
 int get_num_threads();

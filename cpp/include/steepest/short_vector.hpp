@@ -55,7 +55,7 @@ public:
 
 private:
     std::size_t size_ = 0;
-    T few_[N] = {};        // all of them, if there are at most N
+    T few_[N];             // all of them, if there are at most N
     std::vector<T> many_;  // all of them otherwise
 };
 
