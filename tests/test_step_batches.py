@@ -186,6 +186,7 @@ def test_products_are_within_their_bounds():
         ({"g": [np.ones((5, 3)).T]}, "contiguous arrays of one type"),
         ({"g": [np.array(1.0)]}, "whose first axis is the step"),
         ({"precision": "exact"}, "a fast or a compensated"),
+        ({"lag": 1}, "with lag a compensated one"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):

@@ -181,20 +181,36 @@ void add_cascaded(const void* const* x, int vectors, DType dtype, index_t count,
 
 int n_products(int vectors) { return vectors == 2 ? 3 : 4; }
 
-void store_products(int vectors, const Cascade* lanes, Cascade* products) {
-    for (int p = 0; p < n_products(vectors); ++p) products[p] = sum_of_lanes(lanes + p * n_lanes);
+void store_products(int n, const Cascade* lanes, Cascade* products) {
+    for (int p = 0; p < n; ++p) products[p] = sum_of_lanes(lanes + p * n_lanes);
+}
+
+// Calls add(pointers, count) for each block of a run of arrays.
+template <class Add>
+void for_each_block(const void* const* x, int vectors, DType dtype, index_t count, Add add) {
+    for (index_t begin = 0; begin < count; begin += block_size) {
+        const void* block[4];
+        for (int i = 0; i < vectors; ++i) block[i] = static_cast<const char*>(x[i]) + begin * itemsize(dtype);
+        add(block, std::min(block_size, count - begin));
+    }
 }
 
 }  // namespace
 
 void cascaded_run(const void* const* x, int vectors, DType dtype, index_t count, Cascade* products, double* plain) {
     Cascade lanes[4 * n_lanes] = {};
-    for (index_t begin = 0; begin < count; begin += block_size) {
-        const void* block[4];
-        for (int i = 0; i < vectors; ++i) block[i] = static_cast<const char*>(x[i]) + begin * itemsize(dtype);
-        add_cascaded(block, vectors, dtype, std::min(block_size, count - begin), lanes, plain);
-    }
-    store_products(vectors, lanes, products);
+    for_each_block(x, vectors, dtype, count, [&](const void* const* block, index_t size) {
+        add_cascaded(block, vectors, dtype, size, lanes, plain);
+    });
+    store_products(n_products(vectors), lanes, products);
+}
+
+void cascaded_run_of_both(const void* const* x, DType dtype, index_t count, Cascade* products, double* plain) {
+    Cascade lanes[7 * n_lanes] = {};
+    for_each_block(x, 4, dtype, count, [&](const void* const* block, index_t size) {
+        hot_loops().pair_and_cross_sums_cascaded[dtype_index(dtype)](block, size, lanes, plain);
+    });
+    store_products(7, lanes, products);
 }
 
 RunSums cascaded_runs(const std::vector<const Vector*>& vectors) {
@@ -221,7 +237,7 @@ RunSums cascaded_runs(const std::vector<const Vector*>& vectors) {
                 x[i] = read_tile(vectors[i]->segments[run.segment], begin, count, buffers[i]);
             add_cascaded(x, k, DType::float64, count, lanes, plain);
         });
-        store_products(k, lanes, products);
+        store_products(n_products(k), lanes, products);
     });
     return found;
 }

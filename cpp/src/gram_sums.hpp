@@ -61,6 +61,8 @@ bool add_cascade(const Cascade& cascade, ExactSum& sum);
 RunSums cascaded_runs(const std::vector<const Vector*>& vectors);
 // One run of `vectors` (2 or 4) arrays of one type, contiguous from x[i] on: writes the cascades, adds to `plain`.
 void cascaded_run(const void* const* x, int vectors, DType dtype, index_t count, Cascade* products, double* plain);
+// The same of a pair with itself and with another in one go: 7 products, 5 sums.
+void cascaded_run_of_both(const void* const* x, DType dtype, index_t count, Cascade* products, double* plain);
 // What the runs [begin, end) of a pair add up to, from the numbers of the first on.
 Sums cascaded_sums(const Cascade* cascades, const double* squared_products, index_t begin, index_t end);
 // The same of a pair with another: the products of `size` elements with their bounds.

@@ -31,6 +31,7 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     STEEPEST_FOR_EACH_DTYPE(pair_sums),
     STEEPEST_FOR_EACH_DTYPE(pair_sums_cascaded),
     STEEPEST_FOR_EACH_DTYPE(cross_sums_cascaded),
+    STEEPEST_FOR_EACH_DTYPE(pair_and_cross_sums_cascaded),
     {STEEPEST_FOR_EACH_DTYPE(dots_1), STEEPEST_FOR_EACH_DTYPE(dots_2), STEEPEST_FOR_EACH_DTYPE(dots_3)},
     {STEEPEST_FOR_EACH_DTYPE_AND(combine, 1), STEEPEST_FOR_EACH_DTYPE_AND(combine, 2),
      STEEPEST_FOR_EACH_DTYPE_AND(combine, 3), STEEPEST_FOR_EACH_DTYPE_AND(combine, 4)},

@@ -31,6 +31,8 @@ struct HotLoops {
     // Of a pair (x0, x1) with another (x2, x3): adds x0.x2, x0.x3, x1.x2, x1.x3 to sums[4 * n_lanes], and x_i.x_i, for
     // bounds, to squared[4]
     void (*cross_sums_cascaded[4])(const void* const* x, std::int64_t n, Cascade* sums, double* squared);
+    // Both: x0.x0, x0.x1, x1.x1 and then the four to sums[7 * n_lanes]; the squared products and then the squares to plain[5]
+    void (*pair_and_cross_sums_cascaded[4])(const void* const* x, std::int64_t n, Cascade* sums, double* plain);
     // hi + lo of w_k.x for k = 0 .. K-1, each as if computed in twice the working precision; indexed by K - 1
     void (*dots[max_dots][4])(const void* const* w, const void* x, std::int64_t n, double* hi_lo);
     // out = base*x + sum_k c_k w_k; indexed by K - 1. `stream`: past the caches, for results that will not fit in them.

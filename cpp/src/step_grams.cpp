@@ -95,15 +95,25 @@ private:
                 sums[2] = found.yy;
                 sums[3] = found.squared_products;
             }
-        } else {
-            const index_t at = t * runs_.size() + number;
-            cascaded_run(x, 2, dtype, run.count, cascades_.data() + at * 3, squared_.data() + at);
+            return;
         }
-        for (index_t j = 1; j <= std::min(lag_, step); ++j) {
+        const index_t own = t * runs_.size() + number, lags = std::min(lag_, step);
+        if (lags == 0) cascaded_run(x, 2, dtype, run.count, cascades_.data() + own * 3, squared_.data() + own);
+        for (index_t j = 1; j <= lags; ++j) {
             x[2] = address(y_, run, step - j);
             x[3] = address(g_, run, step - j);
             const index_t at = lag_row(t, j) + number * 4;
-            cascaded_run(x, 4, dtype, run.count, lag_cascades_.data() + at, lag_squares_.data() + at);
+            if (j > 1) {
+                cascaded_run(x, 4, dtype, run.count, lag_cascades_.data() + at, lag_squares_.data() + at);
+                continue;
+            }
+            Cascade products[7];
+            double plain[5] = {};
+            cascaded_run_of_both(x, dtype, run.count, products, plain);
+            std::copy(products, products + 3, cascades_.data() + own * 3);
+            std::copy(products + 3, products + 7, lag_cascades_.data() + at);
+            squared_[static_cast<std::size_t>(own)] = plain[0];
+            std::copy(plain + 1, plain + 5, lag_squares_.data() + at);
         }
     }
 
@@ -127,7 +137,8 @@ Vector VectorSteps::at(index_t step) const {
 StepGrams step_grams(const VectorSteps& y, const VectorSteps& g, const std::vector<Accuracy>& accuracies, index_t skip,
                      index_t lag, Precision precision) {
     check(y, g, accuracies.size(), skip, lag);
-    if (precision == Precision::exact) throw std::invalid_argument("expected a fast or a compensated first pass");
+    if (precision == Precision::exact || (precision == Precision::fast && lag > 0))
+        throw std::invalid_argument("expected a fast or a compensated first pass, and with lag a compensated one");
     const Passes passes(y, g, skip, lag, precision);
     const std::size_t n_segments = y.first.segments.size(), parts = n_segments + 1;
     const index_t steps = y.count - skip;

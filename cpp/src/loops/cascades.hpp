@@ -181,6 +181,61 @@ void cross_sums_cascaded(const void* const* x, int64_t n, Cascade* sums, double*
     for (int k = 0; k < 4; ++k) squared[k] += sum_lanes(squares[k]);
 }
 
+// Both at once, to the last bit: memory is read and widened once.
+template <class T>
+void pair_and_cross_sums_cascaded(const void* const* x, int64_t n, Cascade* sums, double* plain) {
+    CascadeLanes of_00(sums), of_01(sums + n_lanes), of_11(sums + 2 * n_lanes), of_02(sums + 3 * n_lanes),
+        of_03(sums + 4 * n_lanes), of_12(sums + 5 * n_lanes), of_13(sums + 6 * n_lanes);
+    Lanes squares[5] = {zero_lanes(), zero_lanes(), zero_lanes(), zero_lanes(), zero_lanes()};
+    const char* arrays[4];
+    for (int k = 0; k < 4; ++k) arrays[k] = static_cast<const char*>(x[k]);
+    for_each_chain<T>(arrays, n, [&](const char* const* at, int64_t steps) {
+        for (int v = 0; v < n_vectors; ++v) {
+            const vdouble a = load<T>(at[0], v), b = load<T>(at[1], v), c = load<T>(at[2], v), d = load<T>(at[3], v),
+                          p = a * b;
+            Chain<T> aa(a, a), ab(a, b), bb(b, b), ac(a, c), ad(a, d), bc(b, c), bd(b, d);
+            vdouble of_p = p * p, of_a = a * a, of_b = b * b, of_c = c * c, of_d = d * d;
+            for (int64_t i = 1; i < steps; ++i) {
+                const int64_t offset = i * n_lanes * T::bytes;
+                const vdouble e = load<T>(at[0] + offset, v), f = load<T>(at[1] + offset, v),
+                              g = load<T>(at[2] + offset, v), h = load<T>(at[3] + offset, v), q = e * f;
+                aa.add(e, e);
+                ab.add(e, f);
+                bb.add(f, f);
+                ac.add(e, g);
+                ad.add(e, h);
+                bc.add(f, g);
+                bd.add(f, h);
+                of_p = multiply_add(q, q, of_p);
+                of_a = multiply_add(e, e, of_a);
+                of_b = multiply_add(f, f, of_b);
+                of_c = multiply_add(g, g, of_c);
+                of_d = multiply_add(h, h, of_d);
+            }
+            of_00.add(v, aa.hi, aa.lo);
+            of_01.add(v, ab.hi, ab.lo);
+            of_11.add(v, bb.hi, bb.lo);
+            of_02.add(v, ac.hi, ac.lo);
+            of_03.add(v, ad.hi, ad.lo);
+            of_12.add(v, bc.hi, bc.lo);
+            of_13.add(v, bd.hi, bd.lo);
+            squares[0].part[v] = squares[0].part[v] + of_p;
+            squares[1].part[v] = squares[1].part[v] + of_a;
+            squares[2].part[v] = squares[2].part[v] + of_b;
+            squares[3].part[v] = squares[3].part[v] + of_c;
+            squares[4].part[v] = squares[4].part[v] + of_d;
+        }
+    });
+    of_00.store(sums);
+    of_01.store(sums + n_lanes);
+    of_11.store(sums + 2 * n_lanes);
+    of_02.store(sums + 3 * n_lanes);
+    of_03.store(sums + 4 * n_lanes);
+    of_12.store(sums + 5 * n_lanes);
+    of_13.store(sums + 6 * n_lanes);
+    for (int k = 0; k < 5; ++k) plain[k] += sum_lanes(squares[k]);
+}
+
 void dot_cascaded(const double* x, const double* y, int64_t n, Cascade* sums) {
     CascadeLanes lanes(sums);
     const char* const arrays[2] = {chars(x), chars(y)};
