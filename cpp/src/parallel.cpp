@@ -15,6 +15,9 @@
 
 #ifdef __linux__
 #include <sched.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <unistd.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -68,7 +71,6 @@ struct Job {
     TaskRef work;
     index_t n_tasks;
     index_t grain;  // consecutive tasks that a thread takes at once
-    int caller_cpu = -1;
     std::atomic<index_t> next{0};
     std::atomic<bool> failed{false};
     std::exception_ptr error{};  // written once, by the thread that set `failed`
@@ -105,19 +107,29 @@ void spin_until(Condition condition) {
     }
 }
 
-// Linux may wake a worker on the CPU of the thread that calls it, where it only takes turns with that thread, and may leave
-// it there for thousands of calls. A worker that finds itself there asks for the other CPUs of those that it may use.
-class Placement {
+// Linux may wake a worker on the CPU of the thread that calls it, and leave it there for thousands of calls, waiting for that
+// thread's turn to end. So workers are kept off the caller's CPU: by the caller, before it wakes them, because a worker that
+// waits there cannot move itself.
+class Worker {
 public:
-    void leave(int cpu) {
+    // Called by the worker itself, once.
+    void begin() {
 #ifdef __linux__
-        if (cpu < 0 || cpu >= CPU_SETSIZE || cpu != sched_getcpu()) return;
+        thread_ = static_cast<pid_t>(syscall(SYS_gettid));
+#endif
+    }
+
+    // Asks for the CPUs that the worker may use, less one, if it has not just this choice already.
+    void avoid(int cpu) {
+#ifdef __linux__
+        if (cpu == avoided_ || thread_ == 0 || cpu < 0 || cpu >= CPU_SETSIZE) return;
         cpu_set_t current;
-        if (sched_getaffinity(0, sizeof current, &current) != 0) return;
+        if (sched_getaffinity(thread_, sizeof current, &current) != 0) return;
         if (!CPU_EQUAL(&current, &chosen_)) allowed_ = current;  // the first time, or set by someone else since
-        cpu_set_t others = allowed_;
-        CPU_CLR(cpu, &others);
-        if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) chosen_ = others;
+        chosen_ = allowed_;
+        CPU_CLR(cpu, &chosen_);
+        if (CPU_COUNT(&chosen_) == 0) chosen_ = allowed_;
+        if (sched_setaffinity(thread_, sizeof chosen_, &chosen_) == 0) avoided_ = cpu;
 #else
         (void)cpu;
 #endif
@@ -125,6 +137,8 @@ public:
 
 private:
 #ifdef __linux__
+    pid_t thread_ = 0;
+    int avoided_ = -1;
     cpu_set_t allowed_{}, chosen_{};
 #endif
 };
@@ -133,18 +147,21 @@ class Pool {
 public:
     // Runs the job on the caller and up to `helpers` workers, and returns when all of them have let go of it.
     void run(Job& job, int helpers) {
+        const int cpu = current_cpu();
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            while (static_cast<int>(n_workers_) < helpers) {
+            while (static_cast<int>(workers_.size()) < helpers) {
+                workers_.push_back(std::make_unique<Worker>());
                 try {
-                    std::thread([this, cpu = job.caller_cpu] { serve(cpu); }).detach();
+                    std::thread([this, worker = workers_.back().get()] { serve(*worker); }).detach();
                 } catch (const std::system_error&) {
+                    workers_.pop_back();
                     break;  // the system grants no more threads: go on with those we have
                 }
-                ++n_workers_;
             }
+            for (const auto& worker : workers_) worker->avoid(cpu);
             job_ = &job;
-            wanted_ = std::min(helpers, static_cast<int>(n_workers_));
+            wanted_ = std::min(helpers, static_cast<int>(workers_.size()));
         }
         if (sleeping_.load() > 0) wake_.notify_all();
         job.run();
@@ -163,11 +180,10 @@ public:
     std::atomic_flag busy = ATOMIC_FLAG_INIT;
 
 private:
-    void serve(int callers_cpu) {
+    void serve(Worker& self) {
         const auto called = [this] { return wanted_.load() > 0; };
-        Placement placement;
-        placement.leave(callers_cpu);
         std::unique_lock<std::mutex> lock(mutex_);
+        self.begin();
         for (;;) {
             lock.unlock();
             spin_until(called);
@@ -179,7 +195,6 @@ private:
             ++active_;
             Job* job = job_;
             lock.unlock();
-            placement.leave(job->caller_cpu);
             job->run();
             lock.lock();
             if (--active_ == 0) done_.notify_all();
@@ -189,7 +204,7 @@ private:
     std::mutex mutex_;
     std::condition_variable wake_, done_;
     Job* job_ = nullptr;
-    int n_workers_ = 0;
+    std::vector<std::unique_ptr<Worker>> workers_;
     std::atomic<int> wanted_{0}, active_{0}, sleeping_{0};  // changed under the mutex, looked at without it
 };
 
@@ -253,7 +268,6 @@ void run(index_t n_tasks, index_t worth, TaskRef work) {
     if (pool().busy.test_and_set(std::memory_order_acquire)) {
         job.run();
     } else {
-        job.caller_cpu = current_cpu();
         pool().run(job, helpers);
         pool().busy.clear(std::memory_order_release);
     }
