@@ -218,7 +218,7 @@ RunSums cascaded_runs(const std::vector<const Vector*>& vectors) {
     RunSums found{Partition(*vectors[0], run_size), n_products(k), k == 2 ? 1 : 4, {}, {}};
     found.cascades.resize(static_cast<std::size_t>(found.runs.size() * found.products));
     found.plain_sums.assign(static_cast<std::size_t>(found.runs.size() * found.plain), 0.0);
-    parallel_for(found.runs.size(), [&](index_t task) {
+    parallel_for(found.runs, [&](index_t task) {
         const Block run = found.runs[task];
         Cascade* products = found.cascades.data() + task * found.products;
         double* plain = found.plain_sums.data() + task * found.plain;

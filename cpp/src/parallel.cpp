@@ -43,10 +43,10 @@ Block Partition::operator[](index_t block) const {
     return {segment, begin, std::min(block_size_, sizes_[segment] - begin)};
 }
 
-index_t Partition::whole_blocks() const {
+index_t Partition::worth() const {
     index_t elements = 0;
     for (const index_t size : sizes_) elements += size;
-    return (elements + block_size_ - 1) / block_size_;
+    return (elements + block_size - 1) / block_size;
 }
 
 namespace {
@@ -279,7 +279,7 @@ void run(index_t n_tasks, index_t worth, TaskRef work) {
 void parallel_for(index_t n_tasks, TaskRef work) { run(n_tasks, n_tasks, work); }
 
 void parallel_for(const Partition& partition, TaskRef work) {
-    run(partition.size(), std::min(partition.size(), partition.whole_blocks()), work);
+    run(partition.size(), partition.worth(), work);
 }
 
 }  // namespace steepest

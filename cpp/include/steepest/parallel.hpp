@@ -21,7 +21,7 @@ public:
     index_t size() const { return first_block_.back(); }
     Block operator[](index_t block) const;
     index_t first_block(std::size_t segment) const { return first_block_[segment]; }  // of the end, too
-    index_t whole_blocks() const;  // how many blocks of full size the elements would fill
+    index_t worth() const;  // how many blocks of block_size elements the work amounts to
 
 private:
     index_t block_size_;
