@@ -33,31 +33,55 @@ void check(const Pairs& pairs, const ElementNumbers& numbers) {
         for (const Vector& vector : *vectors) require_same_layout({&numbers.yy, &vector});
 }
 
-// Tiles of one pair as both loops want them: as they lie in memory where they are contiguous and of one type, else doubles.
-class PairTile {
+constexpr index_t direct_run = 2048;  // elements of all pairs, with those of the sums: 48 KiB
+
+// Calls visit(begin, count) for each run of at most `size` elements of a block.
+template <class Visit>
+void for_each_run(const Block& block, index_t size, Visit visit) {
+    for (index_t done = 0; done < block.count; done += size)
+        visit(block.begin + done, std::min(size, block.count - done));
+}
+
+// Runs of elements of several pairs as the loops want them: as they lie in memory where that is contiguous and of one
+// type, else as doubles.
+class PairRuns {
 public:
-    explicit PairTile(const Pairs& pairs)
-        : pairs_(pairs), direct_(pairs.grad_exponent == 0 && pairs.update_exponent == 0) {}
+    PairRuns(const Pairs& pairs, std::size_t segment)
+        : pairs_(pairs), segment_(segment), direct_(is_direct()),
+          buffers_(make_tile_buffers(direct_ ? 0 : 2 * at_once)) {}
 
-    DType dtype = DType::float64;
-    const void *grad = nullptr, *update = nullptr;
+    static constexpr std::size_t at_once = 8;
+    const void *grad[at_once], *update[at_once];
 
-    void read(std::size_t pair, std::size_t segment, index_t begin, index_t count, TileBuffer* buffers) {
-        const Segment &y = pairs_.grad[pair].segments[segment], &g = pairs_.update[pair].segments[segment];
-        if (direct_ && y.dtype() == g.dtype() && y.contiguous() && g.contiguous()) {
-            dtype = y.dtype();
-            grad = y.data() + begin * itemsize(dtype);
-            update = g.data() + begin * itemsize(dtype);
-            return;
+    index_t longest() const { return direct_ ? direct_run : tile_size; }
+    DType dtype() const { return direct_ ? pairs_.grad[0].segments[segment_].dtype() : DType::float64; }
+
+    // Elements [begin, begin + count) of pairs first, first + 1, ...
+    void read(std::size_t first, std::size_t several, index_t begin, index_t count) {
+        for (std::size_t k = 0; k < several; ++k) {
+            const Segment &y = pairs_.grad[first + k].segments[segment_], &g = pairs_.update[first + k].segments[segment_];
+            grad[k] = direct_ ? at(y, begin) : scaled(y, begin, count, buffers_[2 * k], pairs_.grad_exponent);
+            update[k] = direct_ ? at(g, begin) : scaled(g, begin, count, buffers_[2 * k + 1], pairs_.update_exponent);
         }
-        dtype = DType::float64;
-        grad = scaled(y, begin, count, buffers[0], pairs_.grad_exponent);
-        update = scaled(g, begin, count, buffers[1], pairs_.update_exponent);
     }
 
 private:
-    // 2^-exponent may be beyond the largest double, and half of it is not.
-    static const double* scaled(const Segment& segment, index_t begin, index_t count, TileBuffer& buffer, int exponent) {
+    bool is_direct() const {
+        if (pairs_.grad_exponent != 0 || pairs_.update_exponent != 0) return false;
+        for (const std::vector<Vector>* vectors : {&pairs_.grad, &pairs_.update})
+            for (const Vector& vector : *vectors) {
+                const Segment& one = vector.segments[segment_];
+                if (!one.contiguous() || one.dtype() != pairs_.grad[0].segments[segment_].dtype()) return false;
+            }
+        return true;
+    }
+
+    static const void* at(const Segment& segment, index_t begin) {
+        return segment.data() + begin * itemsize(segment.dtype());
+    }
+
+    // 2^-exponent may be beyond the largest double; its root is not.
+    static const void* scaled(const Segment& segment, index_t begin, index_t count, TileBuffer& buffer, int exponent) {
         const int first = -exponent / 2;
         const double* values = read_tile(segment, begin, count, buffer, std::ldexp(1.0, first));
         if (exponent == 0) return values;
@@ -66,7 +90,9 @@ private:
     }
 
     const Pairs& pairs_;
+    const std::size_t segment_;
     const bool direct_;
+    const std::unique_ptr<TileBuffer[]> buffers_;
 };
 
 }  // namespace
@@ -79,28 +105,16 @@ bool add_element_products(const Pairs& pairs, const ElementNumbers& sums) {
     std::vector<char> finite(static_cast<std::size_t>(partition.size()), 1);
     parallel_for(partition, [&](index_t task) {
         const Block block = partition[task];
-        const auto buffers = make_tile_buffers(2 * pairs_at_once);
-        std::vector<PairTile> tiles(pairs_at_once, PairTile(pairs));
-        for_each_tile(block, [&](index_t begin, index_t count) {
+        PairRuns runs(pairs, block.segment);
+        for_each_run(block, runs.longest(), [&](index_t begin, index_t count) {
             double *yy = doubles(sums.yy.segments[block.segment], begin),
                    *yg = doubles(sums.yg.segments[block.segment], begin),
                    *gg = doubles(sums.gg.segments[block.segment], begin);
             for (std::size_t first = 0; first < n_pairs;) {
-                const std::size_t several = std::min<std::size_t>(pairs_at_once, n_pairs - first);
-                const void *grad[pairs_at_once], *update[pairs_at_once];
-                bool together = several == pairs_at_once;
-                for (std::size_t k = 0; k < several; ++k) {
-                    tiles[k].read(first + k, block.segment, begin, count, &buffers[2 * k]);
-                    grad[k] = tiles[k].grad;
-                    update[k] = tiles[k].update;
-                    together = together && tiles[k].dtype == tiles[0].dtype;
-                }
-                if (together) {
-                    loops.add_products[1][dtype_index(tiles[0].dtype)](grad, update, count, yy, yg, gg);
-                } else {
-                    for (std::size_t k = 0; k < several; ++k)
-                        loops.add_products[0][dtype_index(tiles[k].dtype)](grad + k, update + k, count, yy, yg, gg);
-                }
+                const int power = n_pairs - first >= 8 ? 3 : n_pairs - first >= 4 ? 2 : n_pairs - first >= 2 ? 1 : 0;
+                const std::size_t several = std::size_t{1} << power;
+                runs.read(first, several, begin, count);
+                loops.add_products[power][dtype_index(runs.dtype())](runs.grad, runs.update, count, yy, yg, gg);
                 first += several;
             }
             if (!loops.all_finite(yy, gg, count)) finite[static_cast<std::size_t>(task)] = 0;
@@ -150,16 +164,18 @@ std::vector<double> diagonal_residuals(const Pairs& pairs, const ElementNumbers&
     std::vector<double> of_blocks(static_cast<std::size_t>(partition.size()) * n_pairs * 5, 0.0);
     parallel_for(partition, [&](index_t task) {
         const Block block = partition[task];
-        const auto buffers = make_tile_buffers(2);
-        PairTile tile(pairs);
+        PairRuns runs(pairs, block.segment);
         double* const sums = of_blocks.data() + static_cast<std::size_t>(task) * n_pairs * 5;
-        for_each_tile(block, [&](index_t begin, index_t count) {
+        for_each_run(block, runs.longest(), [&](index_t begin, index_t count) {
             const double *p = doubles(fit.yy.segments[block.segment], begin),
                          *d = doubles(fit.yg.segments[block.segment], begin),
                          *s = doubles(fit.gg.segments[block.segment], begin);
-            for (std::size_t t = 0; t < n_pairs; ++t) {
-                tile.read(t, block.segment, begin, count, buffers.get());
-                loops.diagonal_residuals[dtype_index(tile.dtype)](tile.grad, tile.update, d, p, s, count, sums + 5 * t);
+            for (std::size_t first = 0; first < n_pairs;) {
+                const std::size_t several = n_pairs - first >= 4 ? 4 : 1;
+                runs.read(first, several, begin, count);
+                loops.diagonal_residuals[several == 4][dtype_index(runs.dtype())](runs.grad, runs.update, d, p, s, count,
+                                                                                 sums + 5 * first);
+                first += several;
             }
         });
     });

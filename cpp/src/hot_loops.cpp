@@ -52,8 +52,9 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     exponent_squares,
     add_square_row,
     add_cross_row,
-    {STEEPEST_FOR_EACH_DTYPE_AND(add_products, 1), STEEPEST_FOR_EACH_DTYPE_AND(add_products, pairs_at_once)},
-    STEEPEST_FOR_EACH_DTYPE(diagonal_residuals),
+    {STEEPEST_FOR_EACH_DTYPE_AND(add_products, 1), STEEPEST_FOR_EACH_DTYPE_AND(add_products, 2),
+     STEEPEST_FOR_EACH_DTYPE_AND(add_products, 4), STEEPEST_FOR_EACH_DTYPE_AND(add_products, 8)},
+    {STEEPEST_FOR_EACH_DTYPE_AND(diagonal_residuals, 1), STEEPEST_FOR_EACH_DTYPE_AND(diagonal_residuals, 4)},
     fit_elements,
     all_finite,
 };

@@ -78,16 +78,14 @@ struct HotLoops {
     void (*add_cross_row)(double k, double wi, double vi, const double* w, const double* v, std::int64_t n,
                           double* out);
 
-    // A diagonal fitted to many pairs (see loops/elementwise.hpp): of 1 pair or of pairs_at_once
-    void (*add_products[2][4])(const void* const* grad, const void* const* update, std::int64_t n, double* yy, double* yg,
+    // A diagonal fitted to many pairs (see loops/elementwise.hpp), of 1, 2, 4 or 8 and of 1 or 4 pairs at once
+    void (*add_products[4][4])(const void* const* grad, const void* const* update, std::int64_t n, double* yy, double* yg,
                                double* gg);
-    void (*diagonal_residuals[4])(const void* grad, const void* update, const double* d, const double* p,
-                                  const double* s, std::int64_t n, double* sums);
+    void (*diagonal_residuals[2][4])(const void* const* grad, const void* const* update, const double* d, const double* p,
+                                     const double* s, std::int64_t n, double* sums);
     void (*fit_elements)(double* yy, double* yg, double* gg, std::int64_t n, double least, ElementFit* found);
     bool (*all_finite)(const double* x, const double* y, std::int64_t n);
 };
-
-constexpr int pairs_at_once = 4;
 
 constexpr int n_lanes = 16;       // independent accumulators, the same for every instruction set
 constexpr int chain_steps = 32;   // additions into one lane before it is folded into the next level

@@ -11,6 +11,7 @@ namespace {
 using steepest::ElementFit;
 
 // Adds those of K pairs to the sums of y^2, y g, g^2 of each element, pair after pair: K only saves loads and stores.
+// No prefetch: so many rows at once keep the memory busy by themselves.
 template <class T, int K>
 void add_products(const void* const* grad, const void* const* update, int64_t n, double* yy, double* yg, double* gg) {
     const char *a[K], *b[K];
@@ -35,14 +36,8 @@ void add_products(const void* const* grad, const void* const* update, int64_t n,
         put(of_gg, gg);
     };
     int64_t i = 0;
-    for (; i + n_lanes <= n; i += n_lanes) {
-        for (int k = 0; k < K; ++k)
-            for (int64_t line = 0; line < n_lanes * T::bytes; line += 64) {
-                STEEPEST_PREFETCH(a[k] + i * T::bytes + prefetch_bytes + line);
-                STEEPEST_PREFETCH(b[k] + i * T::bytes + prefetch_bytes + line);
-            }
+    for (; i + n_lanes <= n; i += n_lanes)
         for (int v = 0; v < n_vectors; ++v) add(i + v * width, width);
-    }
     for (; i < n; i += width) add(i, n - i);
 }
 
@@ -57,36 +52,62 @@ STEEPEST_INLINE double sum_residual_lanes(const vdouble* lanes) {
     return a[0];
 }
 
-// Adds |y - d g|^2, |g - p y|^2, |y - s g|^2, |y|^2, |g|^2 of a pair to sums[5].
-template <class T>
-void diagonal_residuals(const void* grad, const void* update, const double* d, const double* p, const double* s,
-                        int64_t n, double* sums) {
-    const char *a = static_cast<const char*>(grad), *b = static_cast<const char*>(update);
-    vdouble of_y[residual_vectors], of_g[residual_vectors], of_s[residual_vectors], yy[residual_vectors],
-        gg[residual_vectors];
-    for (int v = 0; v < residual_vectors; ++v) of_y[v] = of_g[v] = of_s[v] = yy[v] = gg[v] = broadcast(0.0);
+constexpr int64_t residual_run = 1024;  // elements: a lane takes 128 terms
+
+// |y - d g|^2, |g - p y|^2, |y - s g|^2, |y|^2, |g|^2 of elements [begin, end) of K pairs, added to sums[5 K].
+template <class T, int K>
+STEEPEST_INLINE void add_residuals(const void* const* grad, const void* const* update, const double* d, const double* p,
+                                   const double* s, int64_t begin, int64_t end, double* sums) {
+    struct {
+        vdouble of_y[residual_vectors], of_g[residual_vectors], of_s[residual_vectors], yy[residual_vectors],
+            gg[residual_vectors];
+    } lanes[K];
+    const char *a[K], *b[K];
+    for (int k = 0; k < K; ++k) {
+        a[k] = static_cast<const char*>(grad[k]);
+        b[k] = static_cast<const char*>(update[k]);
+        for (int v = 0; v < residual_vectors; ++v)
+            lanes[k].of_y[v] = lanes[k].of_g[v] = lanes[k].of_s[v] = lanes[k].yy[v] = lanes[k].gg[v] = broadcast(0.0);
+    }
     const auto add = [&](int v, int64_t i, int64_t left) {
         const auto of = [&](const double* fit) { return load_some<Float64>(chars(fit + i), left); };
-        const vdouble x = load_some<T>(a + i * T::bytes, left), g = load_some<T>(b + i * T::bytes, left);
-        const vdouble left_of_y = multiply_add(of(d), g, x), left_of_g = multiply_add(of(p), x, g),
-                      left_of_s = multiply_add(of(s), g, x);
-        of_y[v] = multiply_add(left_of_y, left_of_y, of_y[v]);
-        of_g[v] = multiply_add(left_of_g, left_of_g, of_g[v]);
-        of_s[v] = multiply_add(left_of_s, left_of_s, of_s[v]);
-        yy[v] = multiply_add(x, x, yy[v]);
-        gg[v] = multiply_add(g, g, gg[v]);
-    };
-    int64_t i = 0;
-    for (; i + n_lanes <= n; i += n_lanes) {
-        for (int64_t line = 0; line < n_lanes * T::bytes; line += 64) {
-            STEEPEST_PREFETCH(a + i * T::bytes + prefetch_bytes + line);
-            STEEPEST_PREFETCH(b + i * T::bytes + prefetch_bytes + line);
+        const vdouble di = of(d), pi = of(p), si = of(s);
+        for (int k = 0; k < K; ++k) {
+            const vdouble x = load_some<T>(a[k] + i * T::bytes, left), g = load_some<T>(b[k] + i * T::bytes, left);
+            const vdouble of_y = multiply_add(di, g, x), of_g = multiply_add(pi, x, g), of_s = multiply_add(si, g, x);
+            lanes[k].of_y[v] = multiply_add(of_y, of_y, lanes[k].of_y[v]);
+            lanes[k].of_g[v] = multiply_add(of_g, of_g, lanes[k].of_g[v]);
+            lanes[k].of_s[v] = multiply_add(of_s, of_s, lanes[k].of_s[v]);
+            lanes[k].yy[v] = multiply_add(x, x, lanes[k].yy[v]);
+            lanes[k].gg[v] = multiply_add(g, g, lanes[k].gg[v]);
         }
+    };
+    int64_t i = begin;
+    for (; i + n_lanes <= end; i += n_lanes) {
+        for (int k = 0; k < K; ++k)
+            for (int64_t line = 0; line < n_lanes * T::bytes; line += 64) {
+                STEEPEST_PREFETCH(a[k] + i * T::bytes + prefetch_bytes + line);
+                STEEPEST_PREFETCH(b[k] + i * T::bytes + prefetch_bytes + line);
+            }
         for (int v = 0; v < n_vectors; ++v) add(v % residual_vectors, i + v * width, width);
     }
-    for (int v = 0; i < n; i += width, ++v) add(v % residual_vectors, i, n - i);
-    const vdouble* const lanes[5] = {of_y, of_g, of_s, yy, gg};
-    for (int k = 0; k < 5; ++k) sums[k] += sum_residual_lanes(lanes[k]);
+    for (int v = 0; i < end; i += width, ++v) add(v % residual_vectors, i, end - i);
+    for (int k = 0; k < K; ++k) {
+        const vdouble* const five[5] = {lanes[k].of_y, lanes[k].of_g, lanes[k].of_s, lanes[k].yy, lanes[k].gg};
+        for (int j = 0; j < 5; ++j) sums[5 * k + j] += sum_residual_lanes(five[j]);
+    }
+}
+
+// Pairs side by side where there are registers for their sums; each has its own, so that their number does not matter.
+template <class T, int K>
+void diagonal_residuals(const void* const* grad, const void* const* update, const double* d, const double* p,
+                        const double* s, int64_t n, double* sums) {
+    constexpr int together = width >= 8 ? K : 1;
+    for (int64_t begin = 0; begin < n; begin += residual_run) {
+        const int64_t end = begin + residual_run < n ? begin + residual_run : n;
+        for (int k = 0; k < K; k += together)
+            add_residuals<T, together>(grad + k, update + k, d, p, s, begin, end, sums + 5 * k);
+    }
 }
 
 STEEPEST_INLINE vdouble square_root(vdouble x) {

@@ -29,7 +29,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 CHUNK = 1 << 14  # elements at a time: all temporaries stay in the cache
-_TOGETHER = 16  # steps at a time, where they take no memory
+_TOGETHER = 64  # steps at a time, where they take no memory
 _ARRAYS = 4096  # of all these steps: each may be a mapping of its own, of which a process has some ten thousands
 _MODERATE = 200  # powers of two within which squares neither overflow nor vanish
 
