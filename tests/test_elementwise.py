@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from core_cases import DTYPES, LAYOUTS, doubles, stored
 from numpy.typing import NDArray
 
 import steepest
+from core_cases import DTYPES, LAYOUTS, doubles, stored
 from steepest import _core
 from steepest.identify import identify
 from steepest.identify.steps import steps_of
@@ -123,22 +123,20 @@ def test_layouts_have_the_bits_of_contiguous_memory(dtype: str) -> None:
 def test_any_number_of_pairs_and_of_threads_has_the_same_bits(dtype: str) -> None:
     sizes = (150_001, 9)
     grads, updates = pairs(sizes, 13, dtype, dtype)
-    expected, residuals = None, None
+    expected = None
     for threads in (1, 2, 3):
         _core.set_num_threads(threads)
         for batch in (1, 2, 5, 8, 13):
-            sums, found = zeros(sizes), []
+            sums = zeros(sizes)
             for i in range(0, 13, batch):
                 _core.add_element_products(grads[i : i + batch], updates[i : i + batch], (0, 0), *sums)
             facts = _core.fit_elements(*sums)
-            for i in range(0, 13, batch):
-                found.append(_core.diagonal_residuals(grads[i : i + batch], updates[i : i + batch], (0, 0), *sums))
+            batches = [(grads[i : i + batch], updates[i : i + batch]) for i in range(0, 13, batch)]
+            found = [_core.diagonal_residuals(*some, (0, 0), *sums) for some in batches]
             outcome = [*sums[0], *sums[1], *sums[2], facts, np.concatenate(found)]
             expected = outcome if expected is None else expected
             for a, b in zip(outcome, expected, strict=True):
                 np.testing.assert_array_equal(a, b)
-            residuals = outcome[-1]
-    assert residuals is not None
 
 
 @pytest.mark.parametrize(
@@ -284,7 +282,7 @@ def dense(grad: dict[str, Array], update: dict[str, Array], split: int, keep: An
     d, p = np.maximum(b, 0.0) / c, np.maximum(b, 0.0) / a
     s = np.where(d > 0.0, np.sqrt(a / c), 0.0)
 
-    def left(m: Array, x: Array, z: Array) -> Array:
+    def left(m: Array, x: Array, z: Array) -> Any:
         return 1.0 - np.sum((x - m * z) ** 2) / np.sum(x**2)
 
     held, used = slice(split, None), slice(0, split)
@@ -384,7 +382,7 @@ def test_nothing_is_read_as_a_whole() -> None:
         def __init__(self, array: Array) -> None:
             self.array, self.shape, self.ndim = array, array.shape, array.ndim
 
-        def __getitem__(self, t: int) -> Array:
+        def __getitem__(self, t: int) -> Any:
             return self.array[t]
 
     grad, update = run(20, (5,))
@@ -395,9 +393,14 @@ def test_nothing_is_read_as_a_whole() -> None:
 
 
 def test_products_of_whole_arrays_wait_until_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = []
+    counted: list[int] = []
     of_core = _core.segment_angle_grams
-    monkeypatch.setattr(_core, "segment_angle_grams", lambda *a: counted.append(1) or of_core(*a))
+
+    def counting(*arguments: Any) -> Any:
+        counted.append(1)
+        return of_core(*arguments)
+
+    monkeypatch.setattr(_core, "segment_angle_grams", counting)
     grad, update = run(20, (5, 3))
     identify(grad=grad, update=update, family="diagonal", rng=0)
     assert len(counted) == 1  # for the units
@@ -424,7 +427,9 @@ def test_other_types_of_whole_arrays() -> None:
     grad, update = run(20, (6,))
     expected = identify(grad=grad["w0"], update=update["w0"], family="diagonal", rng=0).elements()
     given = [torch.from_numpy(x["w0"]) for x in (grad, update)]
-    np.testing.assert_array_equal(identify(grad=given[0], update=given[1], family="diagonal", rng=0).elements(), expected)
+    np.testing.assert_array_equal(
+        identify(grad=given[0], update=given[1], family="diagonal", rng=0).elements(), expected
+    )
     narrow = [x.to(torch.bfloat16) for x in given]
     wide = [x.float().numpy() for x in narrow]
     found = identify(grad=narrow[0], update=narrow[1], family="diagonal", rng=0).elements()

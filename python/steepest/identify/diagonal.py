@@ -181,4 +181,3 @@ def _facts(size: int, count: _Counts, fitted_steps: int, unit: float) -> BlockFa
         largest=count.largest * unit if count.largest > 0.0 else math.nan,
         notes=tuple(notes),
     )
-

@@ -243,7 +243,16 @@ def fit_and_score(steps: Steps, split: int, progress: bool, family: str, model: 
     return found
 
 
-def fit_and_score_together(steps: Steps, split: int, progress: bool, family: str, model: TogetherModel) -> Pass:
+def fit_and_score_together(
+    steps: Steps,
+    split: int,
+    progress: bool,
+    family: str,
+    model: TogetherModel,
+    *,
+    together: int = _TOGETHER,
+    look: bool = False,
+) -> Pass:
     """The same for a model that takes several steps at a time.
 
     Parameters
@@ -252,6 +261,10 @@ def fit_and_score_together(steps: Steps, split: int, progress: bool, family: str
         As for `fit_and_score`.
     model : TogetherModel
         Its `clear` is called, and the steps are read again, where it met one that is not finite.
+    together : int
+        How many steps at most.
+    look : bool
+        Whether the norms of every step are formed first, so that there are no others.
 
     Returns
     -------
@@ -263,14 +276,12 @@ def fit_and_score_together(steps: Steps, split: int, progress: bool, family: str
     ValueError
         There are no vectors.
     """
-    if steps.lasting:  # which can be read again, too
-        together = max(1, min(_TOGETHER, _ARRAYS // len(steps.layout.shapes)))
-        found = _pass(steps, split, progress, family, model, together, False)
-        if found is None:
-            model.clear()
-            found = _pass(steps, split, progress, family, model, together, True)
-    else:
-        found = _pass(steps, split, progress, family, model, 1, True)
+    some = max(1, min(together, _ARRAYS // len(steps.layout.shapes))) if steps.lasting else 1
+    look = look or not steps.lasting  # what lasts can be read again, too
+    found = _pass(steps, split, progress, family, model, some, look)
+    if found is None:
+        model.clear()
+        found = _pass(steps, split, progress, family, model, some, True)
     assert found is not None  # every step was looked at first
     return found
 
@@ -311,7 +322,7 @@ def _pass(
         scaled = [_scaled(step, exponents or (0, 0)) for step in waiting]
         if in_sample is None:
             fitted += len(waiting)
-            good = model.add(scaled) or all(step.known for step in waiting)
+            good = model.add(scaled) or look or all(step.known for step in waiting)
         else:
             good = True
             for step, found in zip(waiting, model.residuals(scaled), strict=True):
