@@ -85,6 +85,22 @@ class PairStep:
         """Whether the products cost nothing any more."""
         return "_formed" in self.__dict__
 
+    def numbered(self, number: int) -> PairStep:
+        """The same under another number.
+
+        Parameters
+        ----------
+        number : int
+            Its number.
+
+        Returns
+        -------
+        PairStep
+            Of the same vectors and products.
+        """
+        products, exponents = self._formed if self.known else (None, None)
+        return PairStep(number, products, exponents, self.grad, self.update)
+
 
 @dataclass(frozen=True)
 class Steps:
