@@ -4,7 +4,7 @@
                                        [--threads 2]
 
 Each is run once without and once with the profiler, at --size parameters (--blocks square matrices, each with its bias)
-and --steps steps in float32. Beside the time stands that of a bare loop that reads all gradients and updates once, which
+and --steps steps in float32. Beside the time stands that of a bare loop that reads gradients and updates once, which
 is what one pass costs; then the functions by cumulative and by own time. Tracking counts a step with the tracker and
 without.
 """

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import steepest
 from core_cases import DTYPES, LAYOUTS, doubles, stored
 from steepest import _core
-from steepest.identify import identify
+from steepest.identify import identify, surrogates
 from steepest.identify.steps import steps_of
 
 Array = NDArray[Any]
@@ -434,3 +434,32 @@ def test_other_types_of_whole_arrays() -> None:
     wide = [x.float().numpy() for x in narrow]
     found = identify(grad=narrow[0], update=narrow[1], family="diagonal", rng=0).elements()
     np.testing.assert_array_equal(found, identify(grad=wide[0], update=wide[1], family="diagonal", rng=0).elements())
+
+
+def test_multi_secant_scores_steps_together_as_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    root = rng.standard_normal((30, 30))
+    grad = {"a": rng.standard_normal((40, 4, 5)), "b": rng.standard_normal((40, 10))}
+    rule = -np.linalg.inv(root @ root.T + np.eye(30))
+    moved = np.concatenate([x.reshape(40, -1) for x in grad.values()], axis=1) @ rule
+    update = {"a": moved[:, :20].reshape(40, 4, 5), "b": moved[:, 20:]}
+    steps = [({k: x[t] for k, x in grad.items()}, {k: x[t] for k, x in update.items()}) for t in range(40)]
+    options: dict[str, Any] = {"holdout": 0.55, "rng": 0, "tolerance": 0.5}
+    together = identify(steps, "multi-secant", **options)
+    alone = identify(iter(steps), "multi-secant", steps=40, **options)
+    assert len(together.held_out) == 22
+    for a, b in zip(together.fits, alone.fits, strict=True):
+        found, expected = ([x.r2, x.r2_in_sample, x.r2_reverse, x.r2_low] for x in (a, b))
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["shuffle", "flip"])
+def test_surrogates_in_the_type_of_the_run(kind: Any) -> None:
+    grad, update = run(40, (30, 3))
+    narrow = [{k: x.astype(DTYPES["bfloat16"]) for k, x in v.items()} for v in (grad, update)]
+    wide = [{k: x.astype(np.float64) for k, x in v.items()} for v in narrow]
+    found, expected = (
+        surrogates(grad=g, update=u, family="diagonal", kind=kind, count=5, rng=0) for g, u in (narrow, wide)
+    )
+    assert found.p() == expected.p()
+    np.testing.assert_allclose(found.quantile(0.95), expected.quantile(0.95), rtol=1e-12)
