@@ -1,10 +1,12 @@
 """Where the time of whole analyses goes: identify, recording, and tracking of PyTorch.
 
-    python benchmarks/profile_whole.py [--only diagonal,recording] [--size 1e6] [--steps 50] [--top 20] [--threads 2]
+    python benchmarks/profile_whole.py [--only diagonal,recording] [--size 1e6] [--steps 50] [--blocks 1] [--top 20]
+                                       [--threads 2]
 
-Each is run once without and once with the profiler, at --size parameters (a square matrix and its bias) and --steps
-steps in float32. Beside the time stands that of a bare loop that reads all gradients and updates once, which is what
-one pass costs; then the functions by cumulative and by own time. Tracking counts a step with the tracker and without.
+Each is run once without and once with the profiler, at --size parameters (--blocks square matrices, each with its bias)
+and --steps steps in float32. Beside the time stands that of a bare loop that reads gradients and updates once, which
+is what one pass costs; then the functions by cumulative and by own time. Tracking counts a step with the tracker and
+without.
 """
 
 from __future__ import annotations
@@ -24,20 +26,21 @@ import numpy as np
 
 import steepest
 from benchmarks import stream
-from steepest.identify import identification, identify
+from steepest.identify import identification, identify, surrogates
 
 Run = Callable[[], object]
 # The others need all steps at once, or few parameters.
 STREAMING = [name for name in get_args(identification.Family) if name in ("scalar", "diagonal") or "kronecker" in name]
-OTHERS = ["recording", "recording lag 0", "analyze", "tracking"]
+OTHERS = ["surrogates shuffle", "surrogates flip", "recording", "recording lag 0", "analyze", "tracking"]
 
 
 class Data:
     """A run under a diagonal rule with noise."""
 
-    def __init__(self, n: int, steps: int) -> None:
-        side = math.isqrt(n)
-        shapes = {"weight": (side, side - 1), "bias": (side,)}
+    def __init__(self, n: int, steps: int, blocks: int) -> None:
+        side = math.isqrt(n // blocks)
+        layers = [f"layer {i}/" for i in range(blocks)] if blocks > 1 else [""]
+        shapes = {k + part: s for k in layers for part, s in (("weight", (side, side - 1)), ("bias", (side,)))}
         rng = np.random.default_rng(0)
         self.grad = {k: rng.standard_normal((steps, *s), dtype=np.float32) for k, s in shapes.items()}
         self.update = {}
@@ -65,6 +68,9 @@ def run_of(name: str, data: Data) -> Run:
     if name in STREAMING:
         family: Any = name
         return lambda: identify(grad=data.grad, update=data.update, family=family, rng=0)
+    if name.startswith("surrogates"):
+        kind: Any = name.split()[1]  # two surrogates, and the run itself
+        return lambda: surrogates(grad=data.grad, update=data.update, family="diagonal", kind=kind, count=2, rng=0)
     if name == "analyze":
         rec = steepest.recording(grad=data.grad, update=data.update)
         return lambda: steepest.analyze(rec).to_dict()  # columns are made when they are asked for
@@ -145,6 +151,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join([*STREAMING, *OTHERS]))
     parser.add_argument("--size", type=float, default=1e6)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--top", type=int, default=20)
     parser.add_argument("--threads", type=int, default=min(2, steepest._core.available_cpus()))
     args = parser.parse_args()
@@ -153,9 +160,10 @@ def main() -> None:
     unknown = set(chosen) - {*STREAMING, *OTHERS}
     if unknown:
         parser.error(f"expected some of {', '.join([*STREAMING, *OTHERS])}, got {', '.join(sorted(unknown))}")
-    data = Data(n, args.steps)
+    data = Data(n, args.steps, args.blocks)
     bare = data.bare_read(args.threads)
-    print(f"{n:.0e} parameters, {args.steps} steps, float32, {args.threads} threads; one bare read {1e3 * bare:.1f} ms")
+    told = f"{n:.0e} parameters in {len(data.grad)} arrays, {args.steps} steps, float32, {args.threads} threads"
+    print(f"{told}; one bare read {1e3 * bare:.1f} ms")
     for name in chosen:
         if name == "tracking":
             if importlib.util.find_spec("torch") is None:

@@ -10,6 +10,7 @@
 #include "loops/cascades.hpp"
 #include "loops/combine.hpp"
 #include "loops/convert.hpp"
+#include "loops/elementwise.hpp"
 #include "loops/rows.hpp"
 #include "loops/sums.hpp"
 #include "loops/twofold.hpp"
@@ -53,6 +54,11 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     exponent_squares,
     add_square_row,
     add_cross_row,
+    {STEEPEST_FOR_EACH_DTYPE_AND(add_products, 1), STEEPEST_FOR_EACH_DTYPE_AND(add_products, 2),
+     STEEPEST_FOR_EACH_DTYPE_AND(add_products, 4), STEEPEST_FOR_EACH_DTYPE_AND(add_products, 8)},
+    {STEEPEST_FOR_EACH_DTYPE_AND(diagonal_residuals, 1), STEEPEST_FOR_EACH_DTYPE_AND(diagonal_residuals, 4)},
+    fit_elements,
+    all_finite,
 };
 
 }  // namespace steepest

@@ -17,6 +17,13 @@ struct Cascade {
     double hi, mid, lo;
 };
 
+// What `fit_elements` adds to.
+struct ElementFit {
+    double sums[5] = {};                // of squares left in the fitted pairs, as `diagonal_residuals`
+    double moved = 0.0, clipped = 0.0;  // elements
+    double smallest, largest = 0.0;     // positive d
+};
+
 constexpr int max_dots = 3, max_combine = 4;  // columns that the typed loops take at once
 
 struct HotLoops {
@@ -73,6 +80,14 @@ struct HotLoops {
     void (*add_square_row)(double k, double wi, const double* w, std::int64_t n, double* out);
     void (*add_cross_row)(double k, double wi, double vi, const double* w, const double* v, std::int64_t n,
                           double* out);
+
+    // A diagonal fitted to many pairs (see loops/elementwise.hpp), of 1, 2, 4 or 8 and of 1 or 4 pairs at once
+    void (*add_products[4][4])(const void* const* grad, const void* const* update, std::int64_t n, double* yy, double* yg,
+                               double* gg);
+    void (*diagonal_residuals[2][4])(const void* const* grad, const void* const* update, const double* d, const double* p,
+                                     const double* s, std::int64_t n, double* sums);
+    void (*fit_elements)(double* yy, double* yg, double* gg, std::int64_t n, double least, ElementFit* found);
+    bool (*all_finite)(const double* x, const double* y, std::int64_t n);
 };
 
 constexpr int n_lanes = 16;       // independent accumulators, the same for every instruction set

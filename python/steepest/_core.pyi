@@ -69,6 +69,23 @@ def step_grams(
 ) -> tuple[NDArray[float64], NDArray[float64]]: ...
 def spacing_squares(x: _Vector) -> list[float]: ...
 def first_not_positive(d: _Vector) -> int: ...
+def add_element_products(
+    grads: Sequence[_Vector],
+    updates: Sequence[_Vector],
+    exponents: tuple[int, int],
+    yy: _Vector,
+    yg: _Vector,
+    gg: _Vector,
+) -> bool: ...
+def fit_elements(yy: _Vector, yg: _Vector, gg: _Vector) -> _Matrix: ...
+def diagonal_residuals(
+    grads: Sequence[_Vector],
+    updates: Sequence[_Vector],
+    exponents: tuple[int, int],
+    p: _Vector,
+    d: _Vector,
+    s: _Vector,
+) -> NDArray[float64]: ...
 def project(vectors: Sequence[_Vector], x: _Vector, out: _Vector, onto: bool = True, columns: bool = False) -> None: ...
 def low_rank_spectrum(
     core: _Matrix, core_low: _Matrix, gram: _Matrix, gram_low: _Matrix

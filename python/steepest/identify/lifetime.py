@@ -244,16 +244,14 @@ def _part(run: Steps, at: Sequence[int]) -> Steps:
     assert read is not None  # checked by the caller
 
     def pairs(vectors: bool) -> Any:
-        return (_at_place(read(position, vectors), k) for k, position in enumerate(at))
+        return (read(position, vectors).numbered(k) for k, position in enumerate(at))
 
     def one(k: int, vectors: bool) -> PairStep:
-        return _at_place(read(at[k], vectors), k)
+        return read(at[k], vectors).numbered(k)
 
-    return Steps(run.layout, len(at), run.has_vectors, run.gradient_source, pairs, True, run.scaled, one)
-
-
-def _at_place(step: PairStep, place: int) -> PairStep:
-    return PairStep(place, step.products, step.exponents, step.grad, step.update)
+    return Steps(
+        run.layout, len(at), run.has_vectors, run.gradient_source, pairs, True, run.scaled, one, lasting=run.lasting
+    )
 
 
 def _block(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from steepest.arrays import Layout, LongVector
 from steepest.identify.fitted import BlockFacts, FitStatus, Fitted
 from steepest.identify.kept_rows import KeptRows, members
-from steepest.identify.passes import ScaledStep, fit_and_score
+from steepest.identify.passes import ScaledStep, fit_and_score_together
 from steepest.identify.steps import Steps
 from steepest.metrics.form import LowRankForm
 from steepest.metrics.low_rank import LowRankMetric
@@ -23,6 +23,7 @@ __all__ = ["fit_multi_secant"]
 Array = NDArray[np.float64]
 _ONE_ESTIMATE = "the multi-secant family has one estimate only: expected symmetric=False"
 _AMPLIFIED = 10.0  # what the tolerance of the asymmetry allows in the residual: dependent updates amplify it
+_TOGETHER = 16  # held-out steps at a time: the fitted ones are read again for each such batch
 _Products = tuple[Array, Array, Array, Array]  # G^T g, Y^T g, G^T y, Y^T y
 Bulk = Literal["least-squares", "omega"]
 _Images = tuple[float, Array, Array, float, Array, Array]
@@ -237,8 +238,13 @@ class _Model:
     def _places(self) -> range:
         return range(1 if self.rows.layout.names is None else len(self.rows.layout.sizes) + 1)
 
-    def add(self, step: ScaledStep) -> None:
-        self.rows.add(step)
+    def clear(self) -> None:
+        self.rows.count = 0
+
+    def add(self, steps: Sequence[ScaledStep]) -> bool:
+        for step in steps:
+            self.rows.add(step)
+        return True
 
     def fit(self) -> Array:
         grams = self.rows.grams()
@@ -257,15 +263,14 @@ class _Model:
         in_sample: Array = scores.sum(axis=0)
         return in_sample
 
-    def residuals(self, step: ScaledStep) -> Array:
-        empty = [np.zeros((self.rows.count, 1)) for _ in self.rows.layout.sizes]
+    def residuals(self, steps: Sequence[ScaledStep]) -> Array:
+        empty = [np.zeros((self.rows.count, len(steps))) for _ in self.rows.layout.sizes]
         parts = [(x.copy(), x.copy(), x.copy(), x.copy()) for x in empty]
-        for i, y, g, rows_y, rows_g in self._beside(step):
+        for i, y, g, rows_y, rows_g in self._beside(steps):
             of_i = parts[i]
             for k, (rows, x) in enumerate(((rows_g, g), (rows_y, g), (rows_g, y), (rows_y, y))):
                 of_i[k][:] += rows @ x.T
-        scores: Array = self._scores(parts, self._beside(step))[0]
-        return scores
+        return self._scores(parts, self._beside(steps))
 
     def _rows(self) -> Iterator[tuple[int, Array, Array]]:
         if self.rows.count:
@@ -273,15 +278,16 @@ class _Model:
                 for _, y, g in self.rows.chunks(i):
                     yield i, y, g
 
-    def _beside(self, step: ScaledStep) -> Iterator[tuple[int, Array, Array, Array, Array]]:
-        """One step with the same elements of all rows."""
-        for (i, rows_y, rows_g), (_, _, y, g) in zip(self._rows(), step.chunks(), strict=False):
-            yield i, y[None], g[None], rows_y, rows_g
+    def _beside(self, steps: Sequence[ScaledStep]) -> Iterator[tuple[int, Array, Array, Array, Array]]:
+        """Some steps with the same elements of all rows."""
+        for (i, rows_y, rows_g), *chunks in zip(self._rows(), *(step.chunks() for step in steps), strict=False):
+            y, g = (np.stack([chunk[k] for chunk in chunks]) for k in (2, 3))
+            yield i, y, g, rows_y, rows_g
 
     def _scores(self, parts: list[_Products], chunks: Iterator[tuple[int, Array, Array, Array, Array]]) -> Array:
         """As `Fitted.held_out`, shape (m, blocks, 5), of m steps; `parts` by array, each of shape (count, m)."""
         if not self.rows.count:
-            return np.full((1, len(self.blocks), 5), math.nan)
+            return np.full((max(1, parts[0][0].shape[1]), len(self.blocks), 5), math.nan)
         images = [
             block.images(*(np.sum([parts[i][k] for i in members(self.rows.layout, b)], axis=0) for k in range(4)))
             for b, block in enumerate(self.blocks)
@@ -364,7 +370,7 @@ def fit_multi_secant(
     if bulk not in ("least-squares", "omega"):
         raise ValueError(f"expected bulk 'least-squares' or 'omega', got {bulk!r}")
     model = _Model(steps.layout, split, tolerance, rank_tolerance, bulk)
-    found = fit_and_score(steps, split, progress, "multi-secant", model)
+    found = fit_and_score_together(steps, split, progress, "multi-secant", model, together=_TOGETHER, look=True)
     estimate = MultiSecantEstimate(model.rows, model.blocks)
     unit = math.ldexp(1.0, found.exponents[0] - found.exponents[1])
     return Fitted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -15,10 +15,22 @@ from steepest.arrays import LongVector, widened
 from steepest.identify.steps import PairStep, Steps
 from steepest.progress import shown
 
-__all__ = ["Model", "Pass", "ScaledStep", "fit_and_score", "require_vectors", "scaled_steps", "with_all"]
+__all__ = [
+    "Model",
+    "Pass",
+    "ScaledStep",
+    "TogetherModel",
+    "fit_and_score",
+    "fit_and_score_together",
+    "require_vectors",
+    "scaled_steps",
+    "with_all",
+]
 
 Array = NDArray[np.float64]
 CHUNK = 1 << 14  # elements at a time: all temporaries stay in the cache
+_TOGETHER = 64  # steps at a time, where they take no memory
+_ARRAYS = 4096  # of all these steps: each may be a mapping of its own, of which a process has some ten thousands
 _MODERATE = 200  # powers of two within which squares neither overflow nor vanish
 
 
@@ -120,6 +132,44 @@ class Model(Protocol):
         """
 
 
+class TogetherModel(Protocol):
+    """A family that takes several steps at a time while it is fitted; otherwise as `Model`."""
+
+    def clear(self) -> None:
+        """Forget all steps."""
+
+    def add(self, steps: Sequence[ScaledStep]) -> bool:
+        """Take more of the fitted steps.
+
+        Parameters
+        ----------
+        steps : sequence of ScaledStep
+            All in the same units.
+
+        Returns
+        -------
+        bool
+            Whether they are seen to be finite.
+        """
+
+    def fit(self) -> Array:
+        """As `Model.fit`."""
+
+    def residuals(self, steps: Sequence[ScaledStep]) -> Array:
+        """Score later steps.
+
+        Parameters
+        ----------
+        steps : sequence of ScaledStep
+            Held out.
+
+        Returns
+        -------
+        ndarray, shape (steps, arrays, 5)
+            Not finite for a step that is not.
+        """
+
+
 @dataclass(frozen=True)
 class Pass:
     """Outcome of `fit_and_score`: fields as in `Fitted`, with ``(all)`` and the arrays as blocks.
@@ -188,26 +238,116 @@ def fit_and_score(steps: Steps, split: int, progress: bool, family: str, model: 
     ValueError
         There are no vectors.
     """
+    found = _pass(steps, split, progress, family, _OneByOne(model), 1, True)
+    assert found is not None  # every step was looked at first
+    return found
+
+
+def fit_and_score_together(
+    steps: Steps,
+    split: int,
+    progress: bool,
+    family: str,
+    model: TogetherModel,
+    *,
+    together: int = _TOGETHER,
+    look: bool = False,
+) -> Pass:
+    """The same for a model that takes several steps at a time.
+
+    Parameters
+    ----------
+    steps, split, progress, family
+        As for `fit_and_score`.
+    model : TogetherModel
+        Its `clear` is called, and the steps are read again, where it met one that is not finite.
+    together : int
+        How many steps at most.
+    look : bool
+        Whether the norms of every step are formed first, so that there are no others.
+
+    Returns
+    -------
+    Pass
+        Scores, and the units of the fit.
+
+    Raises
+    ------
+    ValueError
+        There are no vectors.
+    """
+    some = max(1, min(together, _ARRAYS // len(steps.layout.shapes))) if steps.lasting else 1
+    look = look or not steps.lasting  # what lasts can be read again, too
+    found = _pass(steps, split, progress, family, model, some, look)
+    if found is None:
+        model.clear()
+        found = _pass(steps, split, progress, family, model, some, True)
+    assert found is not None  # every step was looked at first
+    return found
+
+
+class _OneByOne:
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.fit = model.fit
+
+    def clear(self) -> None:
+        raise NotImplementedError("the steps are not read twice")
+
+    def add(self, steps: Sequence[ScaledStep]) -> bool:
+        for step in steps:
+            self._model.add(step)
+        return True
+
+    def residuals(self, steps: Sequence[ScaledStep]) -> Array:
+        return np.array([self._model.residuals(step) for step in steps])
+
+
+def _pass(
+    steps: Steps, split: int, progress: bool, family: str, model: TogetherModel, together: int, look: bool
+) -> Pass | None:
+    """With `look` the norms of every step come first; without, None if a step turns out not to be finite."""
     require_vectors(steps, family)
     held_out: list[Array] = []
     numbers: list[int] = []
     fitted = dropped = 0
     exponents: tuple[int, int] | None = None
     in_sample: Array | None = None
+    waiting: list[PairStep] = []
+
+    def take() -> bool:
+        nonlocal fitted, dropped
+        if not waiting:
+            return True
+        scaled = [_scaled(step, exponents or (0, 0)) for step in waiting]
+        if in_sample is None:
+            fitted += len(waiting)
+            good = model.add(scaled) or look or all(step.known for step in waiting)
+        else:
+            good = True
+            for step, found in zip(waiting, model.residuals(scaled), strict=True):
+                if step.known or np.isfinite(found).all() or step.finite:
+                    held_out.append(found)
+                    numbers.append(step.number)
+                else:
+                    dropped += 1
+        waiting.clear()
+        return good
+
     for position, step in enumerate(shown(steps.pairs(True), progress, f"identify {family}", steps.total)):
         if position >= split and in_sample is None:
+            if not take():
+                return None
             in_sample = model.fit()
-        if not np.isfinite(step.products).all():
+        if (look or step.known or exponents is None) and not step.finite:
             dropped += 1
             continue
         exponents = _units(step) if exponents is None else exponents
-        scaled = _scaled(step, exponents)
-        if in_sample is None:
-            model.add(scaled)
-            fitted += 1
-        else:
-            held_out.append(model.residuals(scaled))
-            numbers.append(step.number)
+        waiting.append(step)
+        if len(waiting) == together and not take():
+            return None
+    if not take():
+        return None
     in_sample = model.fit() if in_sample is None else in_sample
     named = steps.layout.names is not None and len(in_sample) < len(steps.blocks)
     scores = np.array(held_out).reshape(-1, len(in_sample), 5)
@@ -247,7 +387,7 @@ def scaled_steps(steps: Steps, split: int) -> Iterator[ScaledStep]:
         )
     exponents: tuple[int, int] | None = None
     for step in islice(steps.pairs(True), split):
-        if np.isfinite(step.products).all():
+        if step.finite:
             exponents = _units(step) if exponents is None else exponents
             yield _scaled(step, exponents)
 

@@ -56,7 +56,7 @@ def fit_scalar(steps: Steps, split: int, progress: bool) -> Fitted:
         All residuals follow from y.y, y.g, g.g of each step.
     """
     found = list(shown(steps.pairs(False), progress, "identify scalar", steps.total))
-    finite = [bool(np.isfinite(step.products).all()) for step in found]
+    finite = [step.finite for step in found]
     kept = [step for step, good in zip(found, finite, strict=True) if good]
     fitted = sum(finite[:split])
     blocks = len(steps.blocks)

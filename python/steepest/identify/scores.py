@@ -16,6 +16,7 @@ __all__ = ["BlockLength", "beyond_chance", "block_length", "interval", "r2", "ra
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 RESAMPLES = 2000
+_AT_ONCE = 1 << 16  # blocks that are drawn at a time: few calls for short runs, little memory for long ones
 LEVEL = 0.95
 _ONCE_IN_200 = 0.995
 _MOST_LOST = 0.75  # share of the variance that blocks may lose by their ends before it is no estimate any more
@@ -137,7 +138,7 @@ def resampled(
 
     Notes
     -----
-    Memory: 400 T/length numbers.
+    Memory: the larger of 400 T/length and 2^18 numbers.
     """
     T = len(columns)
     if T < 4:
@@ -146,11 +147,12 @@ def resampled(
     length = blocks.steps
     count = math.ceil(T / length)
     sums = np.concatenate([np.zeros((1, columns.shape[1])), np.cumsum(np.concatenate([columns, columns[:length]]), 0)])
-    of_blocks = sums[length : T + length] - sums[:T]
+    of_blocks = np.ascontiguousarray((sums[length : T + length] - sums[:T]).T)  # sums over long rows are fast
     scores = np.empty(RESAMPLES)
-    for begin in range(0, RESAMPLES, 200):
-        starts = rng.integers(0, T, (200, count))
-        scores[begin : begin + 200] = statistic(of_blocks[starts].sum(axis=1))
+    some = min(max(200, _AT_ONCE // count), RESAMPLES)
+    for begin in range(0, RESAMPLES, some):
+        starts = rng.integers(0, T, (min(some, RESAMPLES - begin), count))
+        scores[begin : begin + some] = statistic(np.moveaxis(of_blocks.take(starts, axis=1).sum(axis=-1), 0, -1))
     estimate = float(statistic(columns.sum(axis=0)))
     low, high = np.quantile(scores, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0])
     widened = [estimate + blocks.widening * (float(end) - estimate) for end in (low, high)]

@@ -2,46 +2,104 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steepest import _core
-from steepest.arrays import ArrayOrMapping, Layout, LongVector
+from steepest.arrays import ArrayOrMapping, Layout, LongVector, is_jax, is_torch, long_vector
 from steepest.recorder import Recorder
 from steepest.recording import Recording
 from steepest.row_format import ALL, STATUS_CODE, check_names
 from steepest.step_rows import ordered
+from steepest.vector_store import VectorFolder, VectorMemory
+from steepest.whole_arrays import WholeArrays
 
 __all__ = ["PairStep", "Steps", "products_of", "steps_of"]
 
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
 class PairStep:
     """One step with gradient and update.
 
-    Attributes
+    Parameters
     ----------
     number : int
         Of the step.
+    products, exponents : ndarray, optional
+        See below; formed from the vectors when they are asked for, if they are not given.
+    grad, update : LongVector, optional
+        None where only the products were read.
+
+    Attributes
+    ----------
+    number, grad, update
+        As above.
     products : ndarray, shape (blocks, 3)
         y.y, y.g, g.g with y = -grad, g = update, of the vectors divided by ``2**exponents``; NaN if one is not finite.
     exponents : ndarray of int, shape (blocks, 2)
         Of y and g.
-    grad, update : LongVector or None
-        None where only the products were read.
     """
 
-    number: int
-    products: Array
-    exponents: NDArray[np.int64]
-    grad: LongVector | None = None
-    update: LongVector | None = None
+    def __init__(
+        self,
+        number: int,
+        products: Array | None = None,
+        exponents: NDArray[np.int64] | None = None,
+        grad: LongVector | None = None,
+        update: LongVector | None = None,
+    ) -> None:
+        self.number, self.grad, self.update = number, grad, update
+        if products is not None and exponents is not None:
+            self._formed = products, exponents
+
+    @cached_property
+    def _formed(self) -> tuple[Array, NDArray[np.int64]]:
+        assert self.grad is not None  # else the products are given
+        assert self.update is not None
+        return products_of(self.grad, self.update)
+
+    @property
+    def products(self) -> Array:
+        """Inner products of each block."""
+        return self._formed[0]
+
+    @property
+    def exponents(self) -> NDArray[np.int64]:
+        """Powers of two of each block."""
+        return self._formed[1]
+
+    @property
+    def finite(self) -> bool:
+        """Whether no element is NaN or infinite."""
+        return bool(np.isfinite(self.products).all())
+
+    @property
+    def known(self) -> bool:
+        """Whether the products cost nothing any more."""
+        return "_formed" in self.__dict__
+
+    def numbered(self, number: int) -> PairStep:
+        """The same under another number.
+
+        Parameters
+        ----------
+        number : int
+            Its number.
+
+        Returns
+        -------
+        PairStep
+            Of the same vectors and products.
+        """
+        products, exponents = self._formed if self.known else (None, None)
+        return PairStep(number, products, exponents, self.grad, self.update)
 
 
 @dataclass(frozen=True)
@@ -66,6 +124,8 @@ class Steps:
         Whether the products, unlike the vectors, are in the units of a recording's `scale`.
     at : callable or None
         ``at(position, vectors)`` is one step of them, where they can be read in any order.
+    lasting : bool
+        Whether the vectors of a step stay as they are while later ones are read, in memory that they have anyway.
     """
 
     layout: Layout
@@ -76,6 +136,7 @@ class Steps:
     repeatable: bool = True
     scaled: bool = False
     at: Callable[[int, bool], PairStep] | None = None
+    lasting: bool = False
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -115,7 +176,7 @@ def steps_of(x: Any, grad: Any, update: Any, count: int | None) -> Steps:
     if (x is None) != (grad is not None and update is not None) or (x is not None and (grad, update) != (None, None)):
         raise ValueError("expected a recording or pairs, or else both grad= and update=, got another combination")
     if x is None:
-        return _of_pairs(*_whole(grad, update))
+        return _of_whole(grad, update)
     if isinstance(x, Steps):
         return x
     if isinstance(x, Recorder):
@@ -159,13 +220,22 @@ def _of_recording(rec: Recording) -> Steps:
     def pairs(vectors: bool) -> Iterator[PairStep]:
         return (at(position, vectors) for position in range(len(known)))
 
+    vectors = rec._vectors
+    views = isinstance(vectors, WholeArrays) and "update" in vectors.arrays
     return Steps(
-        rec.info.layout, len(known), rec.has_vectors, rec.gradient_source, pairs, scaled=rec.info.scaled, at=at
+        rec.info.layout,
+        len(known),
+        rec.has_vectors,
+        rec.gradient_source,
+        pairs,
+        scaled=rec.info.scaled,
+        at=at,
+        lasting=views or isinstance(vectors, VectorFolder | VectorMemory),
     )
 
 
-def _whole(grad: ArrayOrMapping, update: ArrayOrMapping) -> tuple[Iterable[Any], int]:
-    """Pairs of views of whole arrays."""
+def _of_whole(grad: ArrayOrMapping, update: ArrayOrMapping) -> Steps:
+    """Views of whole arrays, step by step."""
     if isinstance(grad, Mapping) != isinstance(update, Mapping):
         raise TypeError(f"expected grad and update of one kind, got {type(grad).__name__} and {type(update).__name__}")
 
@@ -181,15 +251,41 @@ def _whole(grad: ArrayOrMapping, update: ArrayOrMapping) -> tuple[Iterable[Any],
     if grads not in (updates, updates + 1):
         raise ValueError(f"expected as many gradients as updates, or one more, got {grads} and {updates}")
 
+    if updates > 0 and all(map(_in_memory, (grad, update))):
+        y = long_vector(grad, "grad")
+        return _of_views(y, ordered(update, "update", y.layout), updates)
+
+    # Sources that read a step when they are asked for it
     def at(x: Any, t: int) -> Any:
         return {name: a[t] for name, a in x.items()} if isinstance(x, Mapping) else x[t]
 
-    return _Rows(lambda t: (at(grad, t), at(update, t)), updates), updates
+    return _of_pairs(_Rows(lambda t: (at(grad, t), at(update, t)), updates), updates)
+
+
+def _in_memory(x: ArrayOrMapping) -> bool:
+    arrays = x.values() if isinstance(x, Mapping) else [x]
+    return all(isinstance(a, np.ndarray) or is_torch(a) or is_jax(a) for a in arrays)
+
+
+def _of_views(grad: LongVector, update: LongVector, total: int) -> Steps:
+    y_layout, g_layout = (Layout(x.layout.names, tuple(s[1:] for s in x.layout.shapes)) for x in (grad, update))
+    if g_layout != y_layout:
+        raise ValueError(f"expected update at step 0 to be {y_layout}, got {g_layout}")
+    check_names(y_layout)
+
+    def at(position: int, vectors: bool) -> PairStep:
+        y, g = (LongVector([s[position, ...] for s in x.segments], y_layout, x.dtypes) for x in (grad, update))
+        return PairStep(position, None, None, y, g) if vectors else PairStep(position, *products_of(y, g))
+
+    def pairs(vectors: bool) -> Iterator[PairStep]:
+        return (at(position, vectors) for position in range(total))
+
+    return Steps(y_layout, total, True, None, pairs, at=at, lasting=True)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Pairs of views, made when they are asked for."""
+    """Pairs, read when they are asked for."""
 
     pair: Callable[[int], tuple[Any, Any]]
     count: int
@@ -222,8 +318,7 @@ def _of_pairs(given: Iterable[Any], total: int) -> Steps:
         return y, g
 
     def step(number: int, y: LongVector, g: LongVector, vectors: bool) -> PairStep:
-        products, exponents = products_of(y, g)
-        return PairStep(number, products, exponents, *((y, g) if vectors else (None, None)))
+        return PairStep(number, None, None, y, g) if vectors else PairStep(number, *products_of(y, g))
 
     first = iter(given)
     pending = [read(first, 0, None)]
@@ -240,7 +335,8 @@ def _of_pairs(given: Iterable[Any], total: int) -> Steps:
         return step(position, *read(iter([given[position]]), position, layout), vectors)  # type: ignore[index]
 
     indexed = isinstance(given, _Rows | Sequence)
-    return Steps(layout, total, True, None, pairs, repeatable, at=at if indexed else None)
+    lasting = isinstance(given, list | tuple)
+    return Steps(layout, total, True, None, pairs, repeatable, at=at if indexed else None, lasting=lasting)
 
 
 def products_of(grad: LongVector, update: LongVector) -> tuple[Array, NDArray[np.int64]]:
@@ -258,15 +354,8 @@ def products_of(grad: LongVector, update: LongVector) -> tuple[Array, NDArray[np
     exponents : ndarray, shape (blocks, 2)
         As `PairStep.exponents`.
     """
-    vectors = [([y], [g]) for y, g in zip(grad.segments, update.segments, strict=True)]
-    if len(vectors) > 1:
-        vectors.insert(0, (grad.segments, update.segments))
-    products, exponents = np.empty((len(vectors), 3)), np.zeros((len(vectors), 2), np.int64)
-    for i, (y, g) in enumerate(vectors):
-        gram = _core.gram([y, g])
-        finite = gram.finite
-        products[i] = (gram.hi[0, 0], -gram.hi[0, 1], gram.hi[1, 1]) if finite else np.nan
-        exponents[i] = gram.exponents
-    if len(vectors) == 1 and grad.layout.names is not None:  # one named array is the whole vector
-        products, exponents = np.repeat(products, 2, axis=0), np.repeat(exponents, 2, axis=0)
-    return products, exponents
+    blocks = 1 if grad.layout.names is None else 1 + len(grad.segments)
+    # Any accuracy will do: one fast pass over memory
+    anything = [math.inf] * (1 + len(grad.segments))
+    rows = _core.segment_angle_grams(grad.segments, update.segments, anything, anything)[:blocks]
+    return rows[:, :3] * [1.0, -1.0, 1.0], rows[:, 9:11].astype(np.int64)

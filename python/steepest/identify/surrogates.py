@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest.arrays import ArrayOrMapping, LongVector, widened
+from steepest.arrays import ArrayOrMapping, LongVector
 from steepest.identify.displacements import over_windows
 from steepest.identify.fit import _FAMILIES, _fitted
 from steepest.identify.identification import Family
 from steepest.identify.scores import block_length
-from steepest.identify.steps import PairStep, Steps, products_of, steps_of
+from steepest.identify.steps import PairStep, Steps, steps_of
 from steepest.progress import shown
 
 __all__ = ["Kind", "SurrogateScores", "surrogates"]
@@ -244,8 +244,8 @@ def _rearranged(
         own, other = run.at(int(places[t]), True), run.at(int(places[order[t]]), True)
         assert own.grad is not None  # a run with vectors
         assert other.update is not None
-        found, exponents = products_of(own.grad, other.update)
-        return PairStep(own.number, found, exponents, *((own.grad, other.update) if vectors else (None, None)))
+        step = PairStep(own.number, None, None, own.grad, other.update)
+        return step if vectors else PairStep(own.number, step.products, step.exponents)
 
     def pairs(vectors: bool) -> Iterator[PairStep]:
         if not still:
@@ -261,9 +261,13 @@ def _rearranged(
                 update = step.update if sign > 0 or step.update is None else _negative(step.update)
                 yield PairStep(step.number, products(step, sign), step.exponents, step.grad, update)
 
-    return Steps(run.layout, len(kept), run.has_vectors, run.gradient_source, pairs, True, run.scaled)
+    lasting = run.lasting and all(sign > 0 for sign in signs)  # others are copies
+    return Steps(run.layout, len(kept), run.has_vectors, run.gradient_source, pairs, True, run.scaled, lasting=lasting)
 
 
 def _negative(x: LongVector) -> LongVector:
-    segments = [-widened(segment, dtype) for segment, dtype in zip(x.segments, x.dtypes, strict=True)]
-    return LongVector(list(segments), x.layout, ("float64",) * len(segments))
+    segments = [
+        segment ^ np.uint16(0x8000) if dtype == "bfloat16" else -segment
+        for segment, dtype in zip(x.segments, x.dtypes, strict=True)
+    ]
+    return LongVector(segments, x.layout, x.dtypes)

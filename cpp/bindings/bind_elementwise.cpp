@@ -1,0 +1,102 @@
+// A diagonal fitted to many pairs: sums element by element, and what is left.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <utility>
+
+#include "numpy_bridge.hpp"
+#include "steepest/elementwise.hpp"
+
+namespace steepest::python {
+
+namespace {
+
+// References to the arrays of many pairs, as long as there are views of them.
+struct GivenPairs {
+    std::vector<Arrays> arrays;
+    Pairs pairs;
+
+    GivenPairs(const py::list& grads, const py::list& updates, std::pair<int, int> exponents) {
+        pairs.grad_exponent = exponents.first;
+        pairs.update_exponent = exponents.second;
+        add(grads, pairs.grad);
+        add(updates, pairs.update);
+    }
+
+private:
+    void add(const py::list& given, std::vector<Vector>& views) {
+        for (const py::handle& one : py::tuple(given)) {
+            arrays.push_back(to_arrays(one));
+            views.push_back(to_vector(arrays.back()));
+        }
+    }
+};
+
+struct GivenNumbers {
+    Arrays yy, yg, gg;
+    ElementNumbers numbers;
+
+    GivenNumbers(const py::object& a, const py::object& b, const py::object& c, Access access)
+        : yy(to_arrays(a)), yg(to_arrays(b)), gg(to_arrays(c)),
+          numbers{to_vector(yy, access), to_vector(yg, access), to_vector(gg, access)} {}
+};
+
+}  // namespace
+
+void bind_elementwise(py::module_& module) {
+    module.def(
+        "add_element_products",
+        [](const py::list& grads, const py::list& updates, std::pair<int, int> exponents, const py::object& yy,
+           const py::object& yg, const py::object& gg) {
+            const GivenPairs given(grads, updates, exponents);
+            const GivenNumbers sums(yy, yg, gg, Access::write);
+            const py::gil_scoped_release release;
+            return add_element_products(given.pairs, sums.numbers);
+        },
+        py::arg("grads"), py::arg("updates"), py::arg("exponents"), py::arg("yy"), py::arg("yg"), py::arg("gg"),
+        "Adds y^2, y g, g^2 of many pairs (y = -grad, g = update, over 2^exponents) element by element; returns whether "
+        "the sums of squares are finite.");
+    module.def(
+        "fit_elements",
+        [](const py::object& yy, const py::object& yg, const py::object& gg) {
+            const GivenNumbers sums(yy, yg, gg, Access::write);
+            std::vector<SegmentFit> found;
+            {
+                const py::gil_scoped_release release;
+                found = fit_elements(sums.numbers);
+            }
+            py::array_t<double> rows({static_cast<py::ssize_t>(found.size()), py::ssize_t{9}});
+            auto at = rows.mutable_unchecked<2>();
+            for (py::ssize_t s = 0; s < at.shape(0); ++s) {
+                const SegmentFit& fit = found[static_cast<std::size_t>(s)];
+                for (py::ssize_t k = 0; k < 5; ++k) at(s, k) = fit.squares[k];
+                at(s, 5) = fit.moved;
+                at(s, 6) = fit.clipped;
+                at(s, 7) = fit.smallest;
+                at(s, 8) = fit.largest;
+            }
+            return rows;
+        },
+        py::arg("yy"), py::arg("yg"), py::arg("gg"),
+        "Puts p, d, s in place of the sums; of each array the five sums of squares left in the fitted pairs, how many "
+        "elements moved and how many of these have d = 0, and the range of the positive d.");
+    module.def(
+        "diagonal_residuals",
+        [](const py::list& grads, const py::list& updates, std::pair<int, int> exponents, const py::object& p,
+           const py::object& d, const py::object& s) {
+            const GivenPairs given(grads, updates, exponents);
+            const GivenNumbers fit(p, d, s, Access::read);
+            std::vector<double> found;
+            {
+                const py::gil_scoped_release release;
+                found = diagonal_residuals(given.pairs, fit.numbers);
+            }
+            const auto pairs = static_cast<py::ssize_t>(given.pairs.grad.size()),
+                       segments = static_cast<py::ssize_t>(fit.numbers.yy.segments.size());
+            return py::array_t<double>({pairs, segments, py::ssize_t{5}}, found.data());
+        },
+        py::arg("grads"), py::arg("updates"), py::arg("exponents"), py::arg("p"), py::arg("d"), py::arg("s"),
+        "|y - d g|^2, |g - p y|^2, |y - s g|^2, |y|^2, |g|^2 of each pair and array.");
+}
+
+}  // namespace steepest::python
