@@ -200,20 +200,7 @@ void bind_kernels(py::module_& module) {
             const Arrays ys = to_arrays(y), gs = to_arrays(g);
             const Vector a = to_vector(ys), b = to_vector(gs);
             const std::vector<Gram> found = without_gil([&] { return segment_angle_grams(a, b, accuracies, first); });
-            py::array_t<double> rows({static_cast<py::ssize_t>(found.size()), py::ssize_t{15}});
-            auto at = rows.mutable_unchecked<2>();
-            for (py::ssize_t i = 0; i < at.shape(0); ++i) {
-                const Gram& gram = found[static_cast<std::size_t>(i)];
-                const Angle seen = angle(gram.entry(0, 0), gram.entry(0, 1), gram.entry(1, 1));
-                const double row[] = {gram.hi[0],    gram.hi[1],    gram.hi[3],
-                                      gram.lo[0],    gram.lo[1],    gram.lo[3],
-                                      gram.bound[0], gram.bound[1], gram.bound[3],
-                                      static_cast<double>(gram.exponents[0]), static_cast<double>(gram.exponents[1]),
-                                      seen.cosine,   seen.sine,     gram.sign_flip_variance,
-                                      gram.finite ? 1.0 : 0.0};
-                std::copy(std::begin(row), std::end(row), &at(i, 0));
-            }
-            return rows;
+            return pair_rows(found);
         },
         py::arg("y"), py::arg("g"), py::arg("tolerances"), py::arg("rounding_squared"), py::arg("precision") = "fast",
         "Rows of numbers as `Gram.pair`, with low parts, of a pair and of each of its segments, in one pass.");

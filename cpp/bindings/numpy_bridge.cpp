@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
@@ -138,6 +139,23 @@ void require_no_overlap(const Arrays& out, const std::vector<const Arrays*>& in_
         for (const Extent* other : open) require_apart(*other, one);
         open.push_back(&one);
     }
+}
+
+py::array_t<double> pair_rows(const std::vector<Gram>& pairs) {
+    py::array_t<double> rows({static_cast<py::ssize_t>(pairs.size()), py::ssize_t{15}});
+    auto at = rows.mutable_unchecked<2>();
+    for (py::ssize_t i = 0; i < at.shape(0); ++i) {
+        const Gram& gram = pairs[static_cast<std::size_t>(i)];
+        const Angle seen = angle(gram.entry(0, 0), gram.entry(0, 1), gram.entry(1, 1));
+        const double row[] = {gram.hi[0],    gram.hi[1],    gram.hi[3],
+                              gram.lo[0],    gram.lo[1],    gram.lo[3],
+                              gram.bound[0], gram.bound[1], gram.bound[3],
+                              static_cast<double>(gram.exponents[0]), static_cast<double>(gram.exponents[1]),
+                              seen.cosine,   seen.sine,     gram.sign_flip_variance,
+                              gram.finite ? 1.0 : 0.0};
+        std::copy(std::begin(row), std::end(row), &at(i, 0));
+    }
+    return rows;
 }
 
 SmallMatrix to_small_matrix(const py::array_t<double>& array) {

@@ -7,6 +7,7 @@
 #include <pybind11/pybind11.h>
 
 #include "steepest/apply.hpp"
+#include "steepest/gram.hpp"
 #include "steepest/small_matrix.hpp"
 
 namespace steepest::python {
@@ -31,6 +32,9 @@ std::vector<Vector> to_vectors(const Arrays& arrays, bool columns, Access access
 // other than the same view at the same position.
 void require_no_overlap(const Arrays& out, const std::vector<const Arrays*>& in_place,
                         const std::vector<const Arrays*>& apart);
+
+// For each pair its numbers as `Gram.pair`, with low parts: shape (number of pairs, 15).
+py::array_t<double> pair_rows(const std::vector<Gram>& pairs);
 
 SmallMatrix to_small_matrix(const py::array_t<double>& array);
 SmallMatrixDD to_small_matrix(const py::array_t<double>& high, const py::array_t<double>& low);

@@ -236,6 +236,15 @@ Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, const Accu
     return settled(y, g, base, std::move(first), accuracy);
 }
 
+std::optional<Gram> gram_of_sums(const Sums& sums, const Vector& y, const Vector* g, const Accuracy& accuracy) {
+    Gram first = assemble(sums, {{&y, 0}, {&y, 0}}, Precision::fast);
+    const bool usable = in_range(first);
+    if (g == nullptr && !(usable && settles_angle(first, accuracy))) return std::nullopt;
+    const Vector& other = g == nullptr ? y : *g;  // not read if the angle is settled
+    if (!usable) first = gram({&y, &other}, Precision::fast);
+    return settled(y, other, nullptr, std::move(first), accuracy);
+}
+
 std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const std::vector<Accuracy>& accuracies,
                                       Precision precision) {
     require_same_layout({&y, &g});

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "hot_loops.hpp"
@@ -36,6 +37,10 @@ struct BlockSums {
 BlockSums fast_block_sums(const std::vector<Scaled>& vectors);
 // The sums of a run of blocks: of a whole vector, or of one of its segments.
 Sums fast_sums(const BlockSums& blocks, index_t begin, index_t end);
+
+// The Gram matrix of (y, g) from the sums of a fast pass over both: of that pass if it settles the angle, else of one over g
+// itself, or nothing if g is null.
+std::optional<Gram> gram_of_sums(const Sums& sums, const Vector& y, const Vector* g, const Accuracy& accuracy);
 
 // The inner products (i, j) of a pass, each with an optional diagonal weight.
 enum class Weight { none, multiply, divide };

@@ -10,6 +10,7 @@
 #include "loops/cascades.hpp"
 #include "loops/combine.hpp"
 #include "loops/convert.hpp"
+#include "loops/difference.hpp"
 #include "loops/rows.hpp"
 #include "loops/sums.hpp"
 #include "loops/twofold.hpp"
@@ -51,6 +52,9 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     exponent_squares,
     add_square_row,
     add_cross_row,
+    {difference_sums<Float64>, difference_sums<Float32>},
+    STEEPEST_FOR_EACH_DTYPE(subtract),
+    copy_bytes,
 };
 
 }  // namespace steepest
