@@ -96,6 +96,10 @@ std::vector<std::optional<Gram>> StepSums::grams(const Vector& y, const Vector* 
     const Partition& partition = blocks.partition;
     std::vector<std::optional<Gram>> found;
     found.push_back(gram_of_sums(fast_sums(blocks, 0, partition.size()), y, update, accuracies[0]));
+    const auto same = [](const Accuracy& a, const Accuracy& b) {
+        return a.tolerance == b.tolerance && a.rounding_squared == b.rounding_squared;
+    };
+    if (n_segments == 1 && same(accuracies[0], accuracies[1])) return {found[0], found[0]};
     for (std::size_t s = 0; s < n_segments; ++s) {
         const Vector own{{y.segments[s]}}, of_update{{update == nullptr ? y.segments[s] : update->segments[s]}};
         found.push_back(gram_of_sums(fast_sums(blocks, partition.first_block(s), partition.first_block(s + 1)), own,

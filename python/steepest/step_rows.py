@@ -27,6 +27,7 @@ from steepest.block_products import (
     sum_of_lags,
     sum_of_pairs,
 )
+from steepest.parameter_difference import Difference, StepPass
 from steepest.rounding_floor import angle_floor, rounding_norm
 from steepest.row_format import DTYPE_CODE, LAG_PRODUCTS, NAN, STATUS_CODE
 
@@ -55,6 +56,8 @@ class StepData:
         Diagonal metric of the units, one array for each of the layout.
     decay_share : float
         Of decoupled weight decay in the update; NaN if unknown.
+    sums : StepPass, optional
+        A pass over `grad` and the parameters, in place of `update`.
     """
 
     grad: LongVector | None
@@ -66,6 +69,7 @@ class StepData:
     dtypes: list[str]
     base: list[NDArray[Any]] | None = None
     decay_share: float = NAN
+    sums: StepPass | None = None
 
 
 def fill_step(
@@ -107,13 +111,21 @@ def fill_step(
     tolerances = [0.0 if lag or not dtype else angle_tolerance(dtype) for dtype in dtypes]
     # Below the rounding floor an angle means nothing: no second pass over the vectors of plain gradient descent for it.
     roundings = [0.0 if lag or math.isnan(spacing) else rounding_norm(spacing) for spacing in spacings]
+    if n_arrays > 1 and data.sums is not None:
+        products = data.sums.products(tolerances, [r * r for r in roundings])
+        _fill_at_once(rows, number, data, products, dtypes, spacings, resumed)
+        return
     if n_arrays > 1 and y is not None and g is not None and data.base is None:
         first = "compensated" if lag else "fast"
         products = _core.segment_angle_grams(y.segments, g.segments, tolerances, [r * r for r in roundings], first)
         _fill_at_once(rows, number, data, products, dtypes, spacings, resumed)
         _fill_lags(rows, previous[:lag], y, g)
         return
-    pairs = list(map(pair_of, ys, gs, tolerances[-n_arrays:], bases, roundings[-n_arrays:]))
+    if data.sums is not None:
+        row = data.sums.products(2 * tolerances, [r * r for r in 2 * roundings])[0].tolist()
+        pairs = [Pair(*row[:9], int(row[9]), int(row[10]), *row[11:14], finite=bool(row[14]))]
+    else:
+        pairs = list(map(pair_of, ys, gs, tolerances[-n_arrays:], bases, roundings[-n_arrays:]))
     if n_arrays > 1:
         whole = sum_of_pairs(pairs, tolerances[0])
         if whole is None:
@@ -121,7 +133,7 @@ def fill_step(
             whole = pair_of(ys_all, gs_all, tolerances[0], data.base, roundings[0])
         pairs.insert(0, whole)
     lags = _lags(previous[:lag], ys, gs, lag)
-    present = y is not None, g is not None
+    present = y is not None, g is not None or data.sums is not None
     table = []
     for block, p in enumerate(pairs):
         floor = angle_floor(spacings[block], scaled(math.sqrt(p.gg), p.g_exponent))
@@ -312,12 +324,12 @@ def fill_skipped(
     rows["status"], rows["dtype"], rows["block"] = STATUS_CODE["skipped"], -1, np.arange(len(rows)) % blocks
 
 
-def coarsest_of_blocks(y: LongVector | None, g: LongVector | None) -> list[str]:
+def coarsest_of_blocks(y: LongVector | None, g: LongVector | Difference | None) -> list[str]:
     """The coarser element type in each array.
 
     Parameters
     ----------
-    y, g : LongVector or None
+    y, g : LongVector, Difference or None
         Gradient and update of one layout.
 
     Returns

@@ -157,6 +157,11 @@ class DecayNorms:
     factors: list[Any]
     norms: list[torch.Tensor | None]
 
+    @property
+    def none(self) -> bool:
+        """Whether there is none in any block."""
+        return all(isinstance(factor, float) and factor == 0.0 for factor in self.factors)
+
     def fetch(self) -> list[float]:
         """Bring the numbers to the host.
 
