@@ -52,7 +52,7 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     exponent_squares,
     add_square_row,
     add_cross_row,
-    {difference_sums<Float64>, difference_sums<Float32>},
+    STEEPEST_FOR_EACH_DTYPE(difference_sums),
     STEEPEST_FOR_EACH_DTYPE(subtract),
     copy_bytes,
 };

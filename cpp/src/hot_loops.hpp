@@ -72,8 +72,8 @@ struct HotLoops {
                           double* out);
 
     // Differences after - before as they are rounded in memory. The sums of a pair (y, after - before), both in the type of
-    // the arrays, float64 or float32, and adds the exponent_squares of each tile of `floor`, which is `after` or `before`
-    PairSums (*difference_sums[2])(const void* y, const void* after, const void* before, const void* floor, std::int64_t n,
+    // the arrays, and adds the exponent_squares of each tile of `floor`, which is `after` or `before`
+    PairSums (*difference_sums[4])(const void* y, const void* after, const void* before, const void* floor, std::int64_t n,
                                    std::int64_t tile, double least, double* powers_squared);
     void (*subtract[4])(const double* a, const double* b, std::int64_t n, double* out);  // rounded to the type
     void (*copy_bytes)(const void* source, void* target, std::int64_t n, bool stream);

@@ -20,7 +20,6 @@ bool direct(const Vector& y, const Vector& after, const Vector& before, const st
     if (!y.contiguous() || !after.contiguous() || !before.contiguous()) return false;
     for (std::size_t s = 0; s < update_types.size(); ++s) {
         const DType type = update_types[s];
-        if (type != DType::float64 && type != DType::float32) return false;
         if (y.segments[s].dtype() != type || after.segments[s].dtype() != type || before.segments[s].dtype() != type) return false;
     }
     return true;

@@ -11,7 +11,14 @@ using steepest::PairSums;
 // these narrow types that gives the same (Figueroa 1995: 53 bits are more than twice 24 and one).
 template <class T>
 STEEPEST_INLINE vdouble load_difference(const char* after, const char* before) {
-    return T::load(after) - T::load(before);
+    char narrow[width * T::bytes];
+    T::store(T::load(after) - T::load(before), narrow);
+    return T::load(narrow);
+}
+
+template <>
+STEEPEST_INLINE vdouble load_difference<Float64>(const char* after, const char* before) {
+    return Float64::load(after) - Float64::load(before);
 }
 
 STEEPEST_INLINE vfloat load_floats(const char* at) {
