@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -194,6 +196,8 @@ def test_copies(dtype: str, size: int) -> None:
         _core.copy([source], [room[1:-2]])
         assert same(room[1:-2], source)
         assert not room[[0, -1, -2]].any()
+        (square,) = _core.copy([source], [room[1:-2]], True)
+        assert square == pytest.approx(math.fsum(doubles(source) ** 2), rel=1e-14)
     with pytest.raises(ValueError, match="contiguous"):
         _core.copy([np.ones(3)], [np.ones(6)[::2]])
     with pytest.raises(ValueError, match="contiguous"):
@@ -227,9 +231,11 @@ print(_core.build_config()["instruction_set"])
 def test_every_instruction_set(isa: str) -> None:
     if isa not in _core.build_config()["instruction_sets"]:
         pytest.skip("not in this build")
-    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = {**os.environ, "STEEPEST_ISA": isa, "PYTHONPATH": path}
-    ran = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM], check=False, env=environment, capture_output=True, text=True, timeout=120
+    )
     if "is not available here" in ran.stderr:
         pytest.skip("this CPU lacks it")
     assert ran.returncode == 0, ran.stderr
@@ -262,9 +268,9 @@ def test_recorder_of_params_next(dtype: str, names: tuple[str, ...] | None) -> N
             ys[0].flat[0] = stored(scale, dtype)
         params = given(before)
         first.step(params=params, grad=given(ys), params_next=given(after))
-        arrays = LongVector(after, first._layout, (dtype,) * len(after)), LongVector(before, first._layout, (dtype,) * len(after))
-        update = difference(*arrays).segments
-        second.step(params=params, grad=given(ys), update=update[0] if names is None else dict(zip(names, update)))
+        update = difference(vector(after, dtype), vector(before, dtype)).segments
+        formed = update[0] if names is None else dict(zip(names, update, strict=True))
+        second.step(params=params, grad=given(ys), update=formed)
     found, expected = rows_of(first), rows_of(second)
     assert found.keys() == expected.keys()
     for name in found:

@@ -805,7 +805,8 @@ def test_cost_in_memory() -> None:
             assert tracemalloc.get_traced_memory()[1] < 1e5  # NumPy's arrays are among it
             tracemalloc.stop()
             assert rec._copy._before.segments[0].ctypes.data == address
-            assert not rec._before and not rec._update
+            assert not rec._before
+            assert not rec._update
         assert rec._copy is None
 
 

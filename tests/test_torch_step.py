@@ -1,4 +1,4 @@
-"""The one pass of the tracker on the host: rows bit for bit those of the update as a tensor, whatever moved the parameters."""
+"""The one pass of the tracker on the host: the rows of the update as a tensor, bit for bit, whatever moved them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Witness:
 
     def _before(self, *_: Any) -> None:
         self._start = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in self._params]
-        self._grads = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self._params]
+        self._grads = [
+            p.new_zeros(()).expand(p.shape) if p.grad is None else p.grad.detach().clone() for p in self._params
+        ]
 
     def _after(self, *_: Any) -> None:
         params = [p.detach().clone() for p in self._params]
@@ -49,7 +51,7 @@ class Witness:
 
 
 def assert_rows_agree(found: Any, expected: Any, blocks: Any = slice(None)) -> None:
-    a, b = found._rows, expected._rows
+    a, b = found.rows, expected.rows
     for name in a.dtype.names:
         if name not in ("time", "decay_share", "note", "loss"):
             assert np.array_equal(a[name][:, blocks], b[name][:, blocks], equal_nan=a[name].dtype.kind == "f"), name
@@ -199,7 +201,7 @@ def test_numbers_that_are_not_finite(bad: float) -> None:
 
 
 def test_angles_of_rounding_and_parallel_ones() -> None:
-    """Plain gradient descent in float64, which no fast pass settles, and powers of two, where the angle is exactly 0."""
+    """Plain gradient descent in float64, which no fast pass settles, and powers of two: the angle is exactly 0."""
     run(parameters(torch.float64), SGD)
     params = [nn.Parameter(torch.zeros(9000, dtype=torch.float64)), nn.Parameter(torch.zeros(4))]
     optimizer = torch.optim.SGD(params, lr=0.5)

@@ -22,8 +22,8 @@ DType to_dtype(const std::string& name) {
 // The sums of a step with the arrays of its gradient.
 class Step {
 public:
-    Step(const py::object& y, const py::object& after, const py::object& before, const std::vector<std::string>& update_dtypes,
-         bool floor_after)
+    Step(const py::object& y, const py::object& after, const py::object& before,
+         const std::vector<std::string>& update_dtypes, bool floor_after)
         : arrays_(to_arrays(y)), y_(to_vector(arrays_)) {
         const Arrays ends = to_arrays(after), starts = to_arrays(before);
         const Vector a = to_vector(ends), b = to_vector(starts);
@@ -70,7 +70,8 @@ private:
 void bind_step(py::module_& module) {
     py::class_<Step>(module, "StepSums")
         .def(py::init<const py::object&, const py::object&, const py::object&, const std::vector<std::string>&, bool>(),
-             py::arg("y"), py::arg("after"), py::arg("before"), py::arg("update_dtypes"), py::arg("floor_after") = false)
+             py::arg("y"), py::arg("after"), py::arg("before"), py::arg("update_dtypes"),
+             py::arg("floor_after") = false)
         .def_property_readonly("spacing_squares", &Step::spacing_squares)
         .def("rows", &Step::rows, py::arg("tolerances"), py::arg("rounding_squared"), py::arg("update") = py::none(),
              "Rows as of segment_angle_grams(y, after - before), and the numbers of those that need the update.");
@@ -83,16 +84,18 @@ void bind_step(py::module_& module) {
             const py::gil_scoped_release release;
             difference(a, b, target);
         },
-        py::arg("after"), py::arg("before"), py::arg("out"), "out = after - before, rounded to its types; it may be one of both.");
+        py::arg("after"), py::arg("before"), py::arg("out"),
+        "out = after - before, rounded to its types; it may be one of both.");
     module.def(
         "copy",
-        [](const py::object& x, const py::object& out) {
+        [](const py::object& x, const py::object& out, bool squares) {
             const Arrays inputs = to_arrays(x), outputs = to_arrays(out);
             const Vector source = to_vector(inputs), target = to_vector(outputs, Access::write);
             const py::gil_scoped_release release;
-            copy(source, target);
+            return copy(source, target, squares);
         },
-        py::arg("x"), py::arg("out"), "Copies a vector to contiguous arrays of its own.");
+        py::arg("x"), py::arg("out"), py::arg("squares") = false,
+        "Copies a vector to contiguous arrays; the sum of the squares of each, if asked for.");
 }
 
 }  // namespace steepest::python

@@ -54,6 +54,7 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     add_cross_row,
     STEEPEST_FOR_EACH_DTYPE(difference_sums),
     STEEPEST_FOR_EACH_DTYPE(subtract),
+    STEEPEST_FOR_EACH_DTYPE(sum_squares),
     copy_bytes,
 };
 

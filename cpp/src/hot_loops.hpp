@@ -76,6 +76,7 @@ struct HotLoops {
     PairSums (*difference_sums[4])(const void* y, const void* after, const void* before, const void* floor, std::int64_t n,
                                    std::int64_t tile, double least, double* powers_squared);
     void (*subtract[4])(const double* a, const double* b, std::int64_t n, double* out);  // rounded to the type
+    double (*sum_squares[4])(const void* x, std::int64_t n);
     void (*copy_bytes)(const void* source, void* target, std::int64_t n, bool stream);
 };
 

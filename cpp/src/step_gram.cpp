@@ -20,7 +20,8 @@ bool direct(const Vector& y, const Vector& after, const Vector& before, const st
     if (!y.contiguous() || !after.contiguous() || !before.contiguous()) return false;
     for (std::size_t s = 0; s < update_types.size(); ++s) {
         const DType type = update_types[s];
-        if (y.segments[s].dtype() != type || after.segments[s].dtype() != type || before.segments[s].dtype() != type) return false;
+        for (const Vector* one : {&y, &after, &before})
+            if (one->segments[s].dtype() != type) return false;
     }
     return true;
 }
@@ -33,8 +34,9 @@ StepSums::StepSums(const Vector& y, const Vector& after, const Vector& before, c
                    Floor floor) {
     require_same_layout({&y, &after, &before});
     if (update_types.size() != y.segments.size())
-        throw std::invalid_argument("expected a type of the update for each of the " + std::to_string(y.segments.size()) +
-                                    " segments, got " + std::to_string(update_types.size()));
+        throw std::invalid_argument("expected a type of the update for each of the " +
+                                    std::to_string(y.segments.size()) + " segments, got " +
+                                    std::to_string(update_types.size()));
     const HotLoops& loops = hot_loops();
     const bool typed = direct(y, after, before, update_types);
     const Vector& floors = floor == Floor::after ? after : before;
@@ -46,7 +48,8 @@ StepSums::StepSums(const Vector& y, const Vector& after, const Vector& before, c
 
     parallel_for(partition, [&](index_t task) {
         const Block block = partition[task];
-        const Segment &ys = y.segments[block.segment], &to = after.segments[block.segment], &from = before.segments[block.segment];
+        const Segment &ys = y.segments[block.segment], &to = after.segments[block.segment],
+                      &from = before.segments[block.segment];
         const DType type = update_types[block.segment];
         const double least = least_normal(floors.segments[block.segment].dtype());
         double* sums = blocks.values.data() + task * 4;
@@ -76,7 +79,8 @@ StepSums::StepSums(const Vector& y, const Vector& after, const Vector& before, c
 
     for (std::size_t s = 0; s < y.segments.size(); ++s) {
         double total = 0.0;
-        for (index_t task = partition.first_block(s); task < partition.first_block(s + 1); ++task) total += powers[task];
+        for (index_t task = partition.first_block(s); task < partition.first_block(s + 1); ++task)
+            total += powers[task];
         const double eps = epsilon(floors.segments[s].dtype());
         spacing_squares_.push_back(std::isfinite(total) ? eps * eps * total : std::numeric_limits<double>::quiet_NaN());
     }
@@ -124,7 +128,7 @@ void difference(const Vector& after, const Vector& before, const Vector& out) {
     });
 }
 
-void copy(const Vector& source, const Vector& target) {
+std::vector<double> copy(const Vector& source, const Vector& target, bool squares) {
     require_same_layout({&source, &target});
     index_t bytes = 0;
     for (std::size_t s = 0; s < source.segments.size(); ++s) {
@@ -135,15 +139,26 @@ void copy(const Vector& source, const Vector& target) {
     }
     const bool stream = beyond_caches(bytes);
     const Partition partition(source);
+    std::vector<double> sums(squares ? static_cast<std::size_t>(partition.size()) : 0, 0.0), found;
+    const HotLoops& loops = hot_loops();
     parallel_for(partition, [&](index_t task) {
         const Block block = partition[task];
         const Segment &from = source.segments[block.segment], &to = target.segments[block.segment];
-        char* there = to.data() + block.begin * itemsize(to.dtype());
-        if (from.contiguous())
-            hot_loops().copy_bytes(at(from, block.begin), there, block.count * itemsize(from.dtype()), stream);
-        else
-            from.gather(block.begin, block.count, there);
+        const index_t size = itemsize(to.dtype());
+        for_each_tile(block, [&](index_t begin, index_t count) {
+            char* there = to.data() + begin * size;
+            if (!from.contiguous()) from.gather(begin, count, there);
+            const char* values = from.contiguous() ? at(from, begin) : there;
+            if (from.contiguous()) loops.copy_bytes(values, there, count * size, stream);
+            if (squares) sums[task] += loops.sum_squares[dtype_index(to.dtype())](values, count);
+        });
     });
+    for (std::size_t s = 0; s < source.segments.size() && squares; ++s) {
+        double total = 0.0;
+        for (index_t task = partition.first_block(s); task < partition.first_block(s + 1); ++task) total += sums[task];
+        found.push_back(total);
+    }
+    return found;
 }
 
 }  // namespace steepest

@@ -82,7 +82,8 @@ class StepInput:
 
     def _in_one_pass(self, unformed: Difference, time: float) -> StepData:
         grad = self.grads[0]
-        assert grad is not None and self.params is not None  # so it is made
+        assert grad is not None  # so it is made
+        assert self.params is not None
         sums = StepPass(grad, unformed)
         spacings = norms_of_squares(sums.spacing_squares, self.params)
         dtypes = coarsest_of_blocks(grad, unformed)

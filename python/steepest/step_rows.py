@@ -122,8 +122,7 @@ def fill_step(
         _fill_lags(rows, previous[:lag], y, g)
         return
     if data.sums is not None:
-        row = data.sums.products(2 * tolerances, [r * r for r in 2 * roundings])[0].tolist()
-        pairs = [Pair(*row[:9], int(row[9]), int(row[10]), *row[11:14], finite=bool(row[14]))]
+        pairs = [_pair_of(data.sums.products(2 * tolerances, [r * r for r in 2 * roundings])[0].tolist())]
     else:
         pairs = list(map(pair_of, ys, gs, tolerances[-n_arrays:], bases, roundings[-n_arrays:]))
     if n_arrays > 1:
@@ -145,6 +144,11 @@ def fill_step(
     if n_arrays == 1 and names is not None:  # one named array is the whole vector
         rows[1] = rows[0]
         rows[1]["block"] = 1
+
+
+def _pair_of(row: list[float]) -> Pair:
+    """From a row of the core."""
+    return Pair._make([*row[:9], int(row[9]), int(row[10]), *row[11:14], bool(row[14]), False])
 
 
 def _fill_at_once(

@@ -17,7 +17,8 @@ enum class Floor { before, after };
 // for each segment): the sums, and the Gram matrices that come of them, have the bits of a pass over (y, update).
 class StepSums {
 public:
-    StepSums(const Vector& y, const Vector& after, const Vector& before, const std::vector<DType>& update_types, Floor floor);
+    StepSums(const Vector& y, const Vector& after, const Vector& before, const std::vector<DType>& update_types,
+             Floor floor);
     ~StepSums();
 
     // For each segment as `spacing_squares` of elements.hpp.
@@ -25,7 +26,8 @@ public:
 
     // The results of segment_angle_grams(y, update, accuracies), y being that of the pass. What the pass does not settle is
     // read from `update`; without it there is nothing. Segments that the pass settles are not read.
-    std::vector<std::optional<Gram>> grams(const Vector& y, const Vector* update, const std::vector<Accuracy>& accuracies) const;
+    std::vector<std::optional<Gram>> grams(const Vector& y, const Vector* update,
+                                           const std::vector<Accuracy>& accuracies) const;
 
 private:
     struct Blocks;
@@ -36,7 +38,8 @@ private:
 // out = after - before, rounded to the type of each segment of out, which may be `before`.
 void difference(const Vector& after, const Vector& before, const Vector& out);
 
-// Copies the elements of a vector to contiguous segments of the same types.
-void copy(const Vector& source, const Vector& target);
+// Copies the elements of a vector to contiguous segments of the same types. With `squares` the sum of the squares of each
+// segment is returned, else nothing.
+std::vector<double> copy(const Vector& source, const Vector& target, bool squares);
 
 }  // namespace steepest

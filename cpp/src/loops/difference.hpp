@@ -7,8 +7,8 @@ namespace {
 
 using steepest::PairSums;
 
-// after - before in T. In the registers of the type where there are such; else a double difference, rounded once more: in
-// these narrow types that gives the same (Figueroa 1995: 53 bits are more than twice 24 and one).
+// after - before in T. In the registers of the type where there are such; else a double difference, rounded once more:
+// for these narrow types that gives the same (Figueroa 1995: 53 bits are more than twice 24 and one).
 template <class T>
 STEEPEST_INLINE vdouble load_difference(const char* after, const char* before) {
     char narrow[width * T::bytes];
@@ -35,21 +35,23 @@ STEEPEST_INLINE vdouble load_difference<Float32>(const char* after, const char* 
 // The powers of two in the elements, 2^floor(log2 |x_i|), each at least `least`, a number of the type T.
 template <class T>
 STEEPEST_INLINE vdouble load_powers(const char* at, double least) {
-    const vdouble power = bits<vdouble>(bits<vuint64>(T::load(at)) & (std::uint64_t{0x7FF} << 52)), lowest = broadcast(least);
+    const vdouble power = bits<vdouble>(bits<vuint64>(T::load(at)) & (std::uint64_t{0x7FF} << 52));
+    const vdouble lowest = broadcast(least);
     return power < lowest ? lowest : power;
 }
 
 template <>
 STEEPEST_INLINE vdouble load_powers<Float32>(const char* at, double least) {
-    const vfloat power = bits<vfloat>(bits<vuint32>(load_floats(at)) & 0x7F800000u), lowest = static_cast<float>(least) - vfloat{};
+    const vfloat power = bits<vfloat>(bits<vuint32>(load_floats(at)) & 0x7F800000u);
+    const vfloat lowest = static_cast<float>(least) - vfloat{};
     return to_double(power < lowest ? lowest : power);
 }
 
 // pair_sums of y and after - before, and the sums that exponent_squares finds in each tile of `floor`, which is after or
-// before: in the same lanes and order.
+// before: in the same lanes and order. A tile is a multiple of n_lanes * chain_steps elements.
 template <class T>
-PairSums difference_sums(const void* y, const void* after, const void* before, const void* floor, int64_t n, int64_t tile,
-                         double least, double* powers_squared) {
+PairSums difference_sums(const void* y, const void* after, const void* before, const void* floor, int64_t n,
+                         int64_t tile, double least, double* powers_squared) {
     Lanes xx = zero_lanes(), xy = xx, yy = xx, squares = xx, powers = xx, chain_xx = xx, chain_xy = xx, chain_yy = xx,
           chain_squares = xx, chain_powers = xx;
     const bool of_after = floor == after;
@@ -98,7 +100,8 @@ PairSums difference_sums(const void* y, const void* after, const void* before, c
             double last[n_lanes];
             std::memcpy(padded, floor0 + rest, static_cast<std::size_t>(count - whole) * T::bytes);
             for (int v = 0; v < n_vectors; ++v)
-                Float64::store(load_powers<T>(padded + v * width * T::bytes, least), reinterpret_cast<char*>(last + v * width));
+                Float64::store(load_powers<T>(padded + v * width * T::bytes, least),
+                               reinterpret_cast<char*>(last + v * width));
             for (int64_t i = 0; i < count - whole; ++i) total += last[i] * last[i];
         }
         *powers_squared += total;
@@ -115,6 +118,22 @@ void subtract(const double* a, const double* b, int64_t n, double* out) {
         T::store(load_some<Float64>(chars(a + i), left) - load_some<Float64>(chars(b + i), left), narrow);
         store_some<Float64>(T::load(narrow), reinterpret_cast<char*>(out + i), left);
     }
+}
+
+template <class T>
+double sum_squares(const void* x, int64_t n) {
+    Lanes sum = zero_lanes(), chain = sum;
+    const char* const arrays[1] = {static_cast<const char*>(x)};
+    for_each_step<T>(
+        arrays, n,
+        [&](const char* const* at) {
+            for (int v = 0; v < n_vectors; ++v) {
+                const vdouble a = load<T>(at[0], v);
+                chain.part[v] = multiply_add(a, a, chain.part[v]);
+            }
+        },
+        [&] { fold(sum, chain); });
+    return sum_lanes(sum);
 }
 
 // Copies bytes; `stream`: past the caches.

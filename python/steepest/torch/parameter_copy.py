@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,9 +33,10 @@ class ParameterCopy:
 
     Notes
     -----
-    The copy is made anew before each step. What changes parameters between two steps need not be known for that:
-    `Tensor._version` does not count what is written through ``.data`` or a NumPy view. Views are kept from step to step,
-    for as long as a tensor stays in its place in memory: at hundreds of arrays making them takes longer than reading them.
+    The copy is made anew before each step, although the parameters after a step are mostly those before the next:
+    nothing tells when they are not, for `Tensor._version` does not count what is written through ``.data`` or a NumPy
+    view. Views are kept from step to step, for as long as a tensor stays in its place in memory: with hundreds of
+    arrays making them takes longer than reading them.
     """
 
     def __init__(self, tensors: list[torch.Tensor], layout: Layout) -> None:
@@ -42,13 +44,24 @@ class ParameterCopy:
         self._places: list[tuple[Any, ...]] = []
         self._after = self._before = LongVector([], layout, ())
 
-    def take(self) -> None:
-        """Copy the parameters, into the memory of the last copy."""
+    def take(self, norms: bool = False) -> list[float]:
+        """Copy the parameters, into the memory of the last copy.
+
+        Parameters
+        ----------
+        norms : bool
+            Whether norms are asked for.
+
+        Returns
+        -------
+        list of float
+            The norm of each array, or nothing.
+        """
         self._look()
-        segments, kept = self._after.segments, self._before
-        if self._after.dtypes != kept.dtypes or any(a.shape != b.shape for a, b in zip(segments, kept.segments)):
-            self._before = LongVector([np.empty(x.shape, x.dtype) for x in segments], self._layout, self._after.dtypes)
-        _core.copy(segments, self._before.segments)
+        segments, dtypes = self._after.segments, self._after.dtypes
+        if dtypes != self._before.dtypes:
+            self._before = LongVector([np.empty(x.shape, x.dtype) for x in segments], self._layout, dtypes)
+        return [math.sqrt(square) for square in _core.copy(segments, self._before.segments, norms)]
 
     def difference(self) -> Difference:
         """The update, once the optimiser has made its step; it may take the memory of the copy.

@@ -223,11 +223,11 @@ class Tracker:
             assert self._evaluation is not None
             step.loss, step.grads = self._evaluation()
             step.evaluated = True
-        step.decay = decay_norms(optimizer, self._tracked)
         if self._copy is not None and all(p.is_cpu for p in self._tracked.tensors):
-            self._copy.take()
+            step.decay = decay_norms(optimizer, self._tracked, self._copy.take)
             step.copy_on_host = self._copy
         else:
+            step.decay = decay_norms(optimizer, self._tracked)
             self._remember()
         if self._evaluation is not None:
             return None
