@@ -145,13 +145,11 @@ std::vector<double> copy(const Vector& source, const Vector& target, bool square
         const Block block = partition[task];
         const Segment &from = source.segments[block.segment], &to = target.segments[block.segment];
         const index_t size = itemsize(to.dtype());
-        for_each_tile(block, [&](index_t begin, index_t count) {
-            char* there = to.data() + begin * size;
-            if (!from.contiguous()) from.gather(begin, count, there);
-            const char* values = from.contiguous() ? at(from, begin) : there;
-            if (from.contiguous()) loops.copy_bytes(values, there, count * size, stream);
-            if (squares) sums[task] += loops.sum_squares[dtype_index(to.dtype())](values, count);
-        });
+        char* there = to.data() + block.begin * size;
+        const char* values = from.contiguous() ? at(from, block.begin) : there;
+        if (from.contiguous()) loops.copy_bytes(values, there, block.count * size, stream);
+        else from.gather(block.begin, block.count, there);
+        if (squares) sums[task] = loops.sum_squares[dtype_index(to.dtype())](values, block.count);
     });
     for (std::size_t s = 0; s < source.segments.size() && squares; ++s) {
         double total = 0.0;
