@@ -37,8 +37,9 @@ class Recorder:
     """Records steps of a learning rule as they happen; `recording()` and `Recording.open` read them.
 
     A step costs one or two reads of its vectors; no long vector is written or kept but with ``lag``, ``keep="vectors"``
-    or ``scale``. With a path a step is one append, of all its blocks or of none: when `step` has returned it survives
-    the death of the process, with ``sync=True`` also a power cut (see docs/recording-format.md).
+    or ``scale``, or where `params_next` stands for an update whose angle one read does not settle. With a path a step
+    is one append, of all its blocks or of none: when `step` has returned it survives the death of the process, with
+    ``sync=True`` also a power cut (see docs/recording-format.md).
 
     Parameters
     ----------
