@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "numpy_bridge.hpp"
-#include "steepest/gram.hpp"
+#include "pair_rows.hpp"
 
 namespace steepest::python {
 
@@ -29,8 +29,17 @@ py::array_t<double> square(const ShortVector<double, 4>& values, int k) {
     return py::array_t<double>({k, k}, values.data());
 }
 
-// Rows of 15 numbers: (yy, yg, gg), their low parts, their bounds, two exponents, cosine, sine, sign-flip variance, finite.
-constexpr py::ssize_t row_length = 15;
+// hi, lo, bound of four products.
+void write_products(const CrossProducts& products, double* to) {
+    const double nan = std::numeric_limits<double>::quiet_NaN();
+    for (int p = 0; p < 4; ++p, to += 3) {
+        to[0] = products.in_range ? products.value[p].hi : nan;
+        to[1] = products.in_range ? products.value[p].lo : nan;
+        to[2] = products.in_range ? products.bound[p] : nan;
+    }
+}
+
+}  // namespace
 
 void write_row(const Gram& gram, double* to) {
     const Angle seen = angle(gram.entry(0, 0), gram.entry(0, 1), gram.entry(1, 1));
@@ -43,14 +52,11 @@ void write_row(const Gram& gram, double* to) {
     std::copy(std::begin(row), std::end(row), to);
 }
 
-// hi, lo, bound of four products.
-void write_products(const CrossProducts& products, double* to) {
-    const double nan = std::numeric_limits<double>::quiet_NaN();
-    for (int p = 0; p < 4; ++p, to += 3) {
-        to[0] = products.in_range ? products.value[p].hi : nan;
-        to[1] = products.in_range ? products.value[p].lo : nan;
-        to[2] = products.in_range ? products.bound[p] : nan;
-    }
+py::array_t<double> pair_rows(const std::vector<Gram>& pairs) {
+    py::array_t<double> rows({static_cast<py::ssize_t>(pairs.size()), row_length});
+    for (std::size_t i = 0; i < pairs.size(); ++i)
+        write_row(pairs[i], rows.mutable_data() + static_cast<py::ssize_t>(i) * row_length);
+    return rows;
 }
 
 std::vector<Accuracy> to_accuracies(const double* tolerances, const double* rounding_squared, std::size_t size) {
@@ -59,7 +65,12 @@ std::vector<Accuracy> to_accuracies(const double* tolerances, const double* roun
     return accuracies;
 }
 
-}  // namespace
+std::vector<Accuracy> to_accuracies(const std::vector<double>& tolerances, const std::vector<double>& rounding_squared) {
+    if (rounding_squared.size() != tolerances.size())
+        throw py::value_error("expected a rounding for each of the " + std::to_string(tolerances.size()) +
+                              " tolerances, got " + std::to_string(rounding_squared.size()));
+    return to_accuracies(tolerances.data(), rounding_squared.data(), tolerances.size());
+}
 
 void bind_gram(py::module_& module) {
     py::class_<Gram>(module, "Gram")
@@ -108,20 +119,13 @@ void bind_gram(py::module_& module) {
         "segment_angle_grams",
         [](const py::object& y, const py::object& g, const std::vector<double>& tolerances,
            const std::vector<double>& rounding_squared, const std::string& precision) {
-            if (rounding_squared.size() != tolerances.size())
-                throw py::value_error("expected a rounding for each of the " + std::to_string(tolerances.size()) +
-                                      " tolerances, got " + std::to_string(rounding_squared.size()));
-            const std::vector<Accuracy> accuracies =
-                to_accuracies(tolerances.data(), rounding_squared.data(), tolerances.size());
+            const std::vector<Accuracy> accuracies = to_accuracies(tolerances, rounding_squared);
             const Precision first = to_precision(precision);
             const Arrays ys = to_arrays(y), gs = to_arrays(g);
             const Vector a = to_vector(ys), b = to_vector(gs);
             const std::vector<Gram> found =
                 without_gil(a.size(), [&] { return segment_angle_grams(a, b, accuracies, first); });
-            py::array_t<double> rows({static_cast<py::ssize_t>(found.size()), row_length});
-            for (std::size_t i = 0; i < found.size(); ++i)
-                write_row(found[i], rows.mutable_data() + static_cast<py::ssize_t>(i) * row_length);
-            return rows;
+            return pair_rows(found);
         },
         py::arg("y"), py::arg("g"), py::arg("tolerances"), py::arg("rounding_squared"), py::arg("precision") = "fast",
         "Rows of numbers as `Gram.pair`, with low parts, of a pair and of each of its segments, in one pass.");

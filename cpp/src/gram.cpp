@@ -243,10 +243,16 @@ Gram angle_gram(const Vector& y, const Vector& g, const Vector* base, const Accu
     return settled(y, g, base, std::move(first), accuracy);
 }
 
-Gram settled_pair(const Sums& sums, Precision precision, const Vector& y, const Vector& g, const Accuracy& accuracy) {
+std::optional<Gram> settled_pair(const Sums& sums, Precision precision, const Vector& y, const Vector* g,
+                                 const Accuracy& accuracy) {
     Gram first = assemble(sums, static_cast<double>(y.size()), {0, 0}, precision);
-    if (!in_range(first)) first = gram({&y, &g}, precision);
-    return settled(y, g, nullptr, std::move(first), accuracy);
+    const bool usable = in_range(first);
+    if (g == nullptr) {
+        if (!usable || !settles_angle(first, accuracy)) return std::nullopt;
+        g = &y;  // not read
+    }
+    if (!usable) first = gram({&y, g}, precision);
+    return settled(y, *g, nullptr, std::move(first), accuracy);
 }
 
 CrossProducts cross_products(const Cascade* cascades, const double* squares, index_t begin, index_t end, index_t size) {
@@ -281,10 +287,12 @@ std::vector<Gram> segment_angle_grams(const Vector& y, const Vector& g, const st
     std::vector<Gram> found;
     // Part 0 is the whole vector. What the common pass does not settle is read again by itself.
     const auto add_all = [&](const Partition& parts, const auto& sums_of) {
-        found.push_back(settled_pair(sums_of(0, parts.size()), precision, y, g, accuracies[0]));
-        for (std::size_t s = 0; s < n_segments; ++s)
-            found.push_back(settled_pair(sums_of(parts.first_block(s), parts.first_block(s + 1)), precision,
-                                         {{y.segments[s]}}, {{g.segments[s]}}, accuracies[s + 1]));
+        found.push_back(*settled_pair(sums_of(0, parts.size()), precision, y, &g, accuracies[0]));
+        for (std::size_t s = 0; s < n_segments; ++s) {
+            const Vector y_part{{y.segments[s]}}, g_part{{g.segments[s]}};
+            found.push_back(*settled_pair(sums_of(parts.first_block(s), parts.first_block(s + 1)), precision, y_part,
+                                          &g_part, accuracies[s + 1]));
+        }
     };
     if (precision == Precision::fast) {
         const BlockSums blocks = fast_block_sums({{&y, 0}, {&g, 0}});

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "hot_loops.hpp"
@@ -69,6 +70,8 @@ Sums cascaded_sums(const Cascade* cascades, const double* squared_products, inde
 CrossProducts cross_products(const Cascade* cascades, const double* squares, index_t begin, index_t end, index_t size);
 
 // The Gram matrix of a pair, or of a part of it, from the sums of a first pass; what these do not settle is read again.
-Gram settled_pair(const Sums& sums, Precision precision, const Vector& y, const Vector& g, const Accuracy& accuracy);
+// Without g there is none then.
+std::optional<Gram> settled_pair(const Sums& sums, Precision precision, const Vector& y, const Vector* g,
+                                 const Accuracy& accuracy);
 
 }  // namespace steepest

@@ -11,6 +11,7 @@
 #include "loops/combine.hpp"
 #include "loops/convert.hpp"
 #include "loops/elementwise.hpp"
+#include "loops/difference.hpp"
 #include "loops/rows.hpp"
 #include "loops/sums.hpp"
 #include "loops/twofold.hpp"
@@ -59,6 +60,10 @@ const HotLoops STEEPEST_JOIN(hot_loops_, STEEPEST_ISA) = {
     {STEEPEST_FOR_EACH_DTYPE_AND(diagonal_residuals, 1), STEEPEST_FOR_EACH_DTYPE_AND(diagonal_residuals, 4)},
     fit_elements,
     all_finite,
+    STEEPEST_FOR_EACH_DTYPE(difference_sums),
+    STEEPEST_FOR_EACH_DTYPE(subtract),
+    STEEPEST_FOR_EACH_DTYPE(sum_squares),
+    copy_bytes,
 };
 
 }  // namespace steepest

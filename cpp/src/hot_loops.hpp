@@ -88,6 +88,14 @@ struct HotLoops {
                                      const double* s, std::int64_t n, double* sums);
     void (*fit_elements)(double* yy, double* yg, double* gg, std::int64_t n, double least, ElementFit* found);
     bool (*all_finite)(const double* x, const double* y, std::int64_t n);
+
+    // Differences after - before as they are rounded in memory. The sums of a pair (y, after - before), both in the type of
+    // the arrays, and adds the exponent_squares of each tile of `floor`, which is `after` or `before`
+    PairSums (*difference_sums[4])(const void* y, const void* after, const void* before, const void* floor, std::int64_t n,
+                                   std::int64_t tile, double least, double* powers_squared);
+    void (*subtract[4])(const double* a, const double* b, std::int64_t n, double* out);  // rounded to the type
+    double (*sum_squares[4])(const void* x, std::int64_t n);
+    void (*copy_bytes)(const void* source, void* target, std::int64_t n, bool stream);
 };
 
 constexpr int n_lanes = 16;       // independent accumulators, the same for every instruction set

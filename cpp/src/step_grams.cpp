@@ -150,9 +150,10 @@ StepGrams step_grams(const VectorSteps& y, const VectorSteps& g, const std::vect
             const bool whole = part == 0;
             const std::size_t s = whole ? 0 : part - 1, at = static_cast<std::size_t>(t) * parts + part;
             const Sums sums = passes.pair(t, whole, s);
-            found.pairs[at] = whole ? settled_pair(sums, precision, y_here, g_here, accuracies[at])
-                                    : settled_pair(sums, precision, {{y_here.segments[s]}}, {{g_here.segments[s]}}, accuracies[at]);
-            const index_t size = whole ? y_here.size() : y_here.segments[s].size();
+            const Vector y_part = whole ? y_here : Vector{{y_here.segments[s]}},
+                         g_part = whole ? g_here : Vector{{g_here.segments[s]}};
+            found.pairs[at] = *settled_pair(sums, precision, y_part, &g_part, accuracies[at]);
+            const index_t size = y_part.size();
             for (index_t j = 1; j <= lag; ++j)
                 found.lags[static_cast<std::size_t>(t * lag + j - 1) * parts + part] = passes.cross(t, j, whole, s, size);
         }

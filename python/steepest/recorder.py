@@ -20,7 +20,7 @@ from steepest import candidates as candidate_names
 from steepest.arrays import ArrayOrMapping, Layout, LongVector
 from steepest.recording import Recording
 from steepest.row_format import NOTE_BYTES, GradientSource, Keep, Objective, RecordingInfo, check_names, row_dtype
-from steepest.step_input import read_step
+from steepest.step_input import StepInput, read_step
 from steepest.step_rows import StepData, fill_skipped, fill_step
 from steepest.storage import RecordReader, RecordWriter
 from steepest.units import Units
@@ -37,8 +37,9 @@ class Recorder:
     """Records steps of a learning rule as they happen; `recording()` and `Recording.open` read them.
 
     A step costs one or two reads of its vectors; no long vector is written or kept but with ``lag``, ``keep="vectors"``
-    or ``scale``. With a path a step is one append, of all its blocks or of none: when `step` has returned it survives
-    the death of the process, with ``sync=True`` also a power cut (see docs/recording-format.md).
+    or ``scale``, or where `params_next` stands for an update whose angle one read does not settle. With a path a step
+    is one append, of all its blocks or of none: when `step` has returned it survives the death of the process, with
+    ``sync=True`` also a power cut (see docs/recording-format.md).
 
     Parameters
     ----------
@@ -211,8 +212,9 @@ class Recorder:
         update : array or mapping name -> array, optional
             ``params_next - params``; missing is status ``no_update``.
         params_next : array or mapping name -> array, optional
-            Instead of `update`, which is then formed (a long vector for the time of the call). If the optimiser works
-            in place, `params` must be a copy made before it ran.
+            Instead of `update`, which is then formed while the vectors are read; with ``lag``, ``keep="vectors"``,
+            ``scale`` or several candidates as a long vector for the time of the call. If the optimiser works in place,
+            `params` must be a copy made before it ran.
 
         Raises
         ------
@@ -235,7 +237,13 @@ class Recorder:
             candidates = candidate_names.inferred(loss, grad)
         elif candidates is None and isinstance(loss, Mapping):
             raise TypeError("expected loss to be a number as in the first step, got a mapping")
-        step = read_step(self._layout, candidates, params, loss, grad, update, params_next)
+        products_only = not lag and self._info.keep == "scalars" and self._scale is None
+        step = read_step(self._layout, candidates, params, loss, grad, update, params_next, products_only)
+        self._record(step, candidates)
+
+    def _record(self, step: StepInput, candidates: tuple[str, ...] | None = None) -> None:
+        """Record one step whose arguments are checked and matched."""
+        number, every, lag = self._next, self._info.every, self._info.lag
         units = self._units
         if self._layout is None and self._scale is not None:
             units = Units(self._scale, step.layout)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from steepest import _core
 from steepest.arrays import LongVector, widened
 
-__all__ = ["angle_floor", "rounding_norm", "spacing_norms"]
+__all__ = ["angle_floor", "norms_of_squares", "rounding_norm", "spacing_norms"]
 
 # Sums of squares within these limits have not lost anything that matters to the range of float64.
 _LEAST, _GREATEST = 1e-270, 1e300
@@ -69,12 +69,31 @@ def spacing_norms(params: LongVector, scale: Sequence[NDArray[np.float64]] | Non
     list of float
         NaN for an array with NaN or Inf.
     """
+    if scale is None:
+        return norms_of_squares(_core.spacing_squares(params.segments), params)
     with np.errstate(over="ignore", invalid="ignore"):
-        if scale is not None:
-            return [_norm(s, d, u) for s, d, u in zip(params.segments, params.dtypes, scale, strict=True)]
+        return [_norm(s, d, u) for s, d, u in zip(params.segments, params.dtypes, scale, strict=True)]
+
+
+def norms_of_squares(squares: Sequence[float], params: LongVector) -> list[float]:
+    """The `spacing_norms` from their squares.
+
+    Parameters
+    ----------
+    squares : sequence of float
+        Of `_core.spacing_squares`, or of a pass that finds them besides.
+    params : LongVector
+        Read again where a square has left the range of float64, or is not finite.
+
+    Returns
+    -------
+    list of float
+        NaN for an array with NaN or Inf.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
         return [
             math.sqrt(square) if _LEAST < square < _GREATEST else _norm(s, d)
-            for square, s, d in zip(_core.spacing_squares(params.segments), params.segments, params.dtypes, strict=True)
+            for square, s, d in zip(squares, params.segments, params.dtypes, strict=True)
         ]
 
 

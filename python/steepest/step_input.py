@@ -8,9 +8,10 @@ from typing import Any
 
 from steepest.arrays import Layout, LongVector, is_torch
 from steepest.candidates import by_candidate
-from steepest.rounding_floor import spacing_norms
+from steepest.parameter_difference import Difference, StepPass, difference_dtypes
+from steepest.rounding_floor import norms_of_squares, spacing_norms
 from steepest.row_format import check_names
-from steepest.step_rows import StepData, coarsest_of_blocks, difference, ordered
+from steepest.step_rows import StepData, coarsest_of_blocks, ordered
 from steepest.units import Units
 
 __all__ = ["StepInput", "number_of", "read_step"]
@@ -32,6 +33,9 @@ class StepInput:
         One for each candidate, NaN if unknown.
     difference : bool
         Whether `update` is a difference of parameters, and has their rounding.
+    unformed : Difference, optional
+        In place of `update`, for one gradient, which is there, and a recording without lag, units and vectors. Its
+        spacing is that of `params`.
     """
 
     layout: Layout
@@ -40,6 +44,7 @@ class StepInput:
     grads: list[LongVector | None]
     losses: list[float]
     difference: bool = True
+    unformed: Difference | None = None
 
     def data(self, time: float, units: Units | None, lag: int) -> list[StepData]:
         """What the rows are computed from.
@@ -58,6 +63,8 @@ class StepInput:
         list of StepData
             One for each candidate.
         """
+        if self.unformed is not None:
+            return [self._in_one_pass(self.unformed, time)]
         spacings = None
         if self.difference and self.params is not None and self.update is not None:
             spacings = spacing_norms(self.params, None if units is None else units.scale)
@@ -73,6 +80,15 @@ class StepInput:
             found.append(StepData(y, update, spacings, loss, time, self.layout, dtypes, base))
         return found
 
+    def _in_one_pass(self, unformed: Difference, time: float) -> StepData:
+        grad = self.grads[0]
+        assert grad is not None  # so it is made
+        assert self.params is not None
+        sums = StepPass(grad, unformed)
+        spacings = norms_of_squares(sums.spacing_squares, self.params)
+        dtypes = coarsest_of_blocks(grad, unformed)
+        return StepData(grad, None, spacings, self.losses[0], time, self.layout, dtypes, sums=sums)
+
 
 def read_step(
     known: Layout | None,
@@ -82,6 +98,7 @@ def read_step(
     grad: Any,
     update: Any,
     params_next: Any,
+    products_only: bool = False,
 ) -> StepInput:
     """Check and match the arguments of `Recorder.step`.
 
@@ -93,11 +110,13 @@ def read_step(
         Of the recording.
     params, loss, grad, update, params_next : object
         See `Recorder.step`.
+    products_only : bool
+        Whether only the products of the update are asked for.
 
     Returns
     -------
     StepInput
-        Views; only the update of `params_next` is a new vector.
+        Views; only the update of `params_next` is a new vector, if it is needed.
 
     Raises
     ------
@@ -127,10 +146,13 @@ def read_step(
     step, end = matched(update, "update"), matched(params_next, "params_next")
     if layout is None:
         raise ValueError("expected params, grad or update in the first step, which names the blocks, got none")
+    unformed = None
     if start is not None and end is not None:
-        step = difference(end, start)
+        unformed = Difference(end, start, difference_dtypes(end, start))
+        if not products_only or len(grads) > 1 or grads[0] is None:
+            step, unformed = unformed.formed(), None
     losses = [number_of(x) for x in by_candidate(loss, "loss", candidates)]
-    return StepInput(layout, start, step, grads, losses)
+    return StepInput(layout, start, step, grads, losses, unformed=unformed)
 
 
 def number_of(x: Any) -> float:

@@ -27,6 +27,7 @@ from steepest.block_products import (
     sum_of_lags,
     sum_of_pairs,
 )
+from steepest.parameter_difference import Difference, StepPass
 from steepest.rounding_floor import angle_floor, rounding_norm
 from steepest.row_format import DTYPE_CODE, LAG_PRODUCTS, NAN, STATUS_CODE
 
@@ -67,6 +68,8 @@ class StepData:
         Diagonal metric of the units, one array for each of the layout.
     decay_share : float
         Of decoupled weight decay in the update; NaN if unknown.
+    sums : StepPass, optional
+        A pass over `grad` and the parameters, in place of `update`.
     """
 
     grad: LongVector | None
@@ -78,6 +81,7 @@ class StepData:
     dtypes: list[str]
     base: list[NDArray[Any]] | None = None
     decay_share: float = NAN
+    sums: StepPass | None = None
 
 
 def fill_step(
@@ -119,16 +123,23 @@ def fill_step(
     tolerances = [0.0 if lag or not dtype else angle_tolerance(dtype) for dtype in dtypes]
     # Below the rounding floor an angle means nothing: no second pass over the vectors of plain gradient descent for it.
     roundings = [0.0 if lag or math.isnan(spacing) else rounding_norm(spacing) for spacing in spacings]
-    if n_arrays > 1 and y is not None and g is not None and data.base is None:
+    squares, products = [r * r for r in roundings], None
+    if n_arrays > 1 and data.sums is not None:
+        products = data.sums.products(tolerances, squares)
+    elif n_arrays > 1 and y is not None and g is not None and data.base is None:
         first = "compensated" if lag else "fast"
-        products = _core.segment_angle_grams(y.segments, g.segments, tolerances, [r * r for r in roundings], first)
+        products = _core.segment_angle_grams(y.segments, g.segments, tolerances, squares, first)
+    if products is not None:
         rows["step"], rows["resumed"], rows["note"] = number, resumed, b""
         rows["time"], rows["loss"], rows["decay_share"] = data.time, data.loss, data.decay_share
         fill_pairs(rows, products, dtypes, np.array(spacings))
         if lag:
             _fill_lags_of_step(rows, [data, *previous[:lag]], lag)
         return
-    pairs = list(map(pair_of, ys, gs, tolerances[-n_arrays:], bases, roundings[-n_arrays:]))
+    if data.sums is not None:
+        pairs = [_pair_of(data.sums.products(2 * tolerances, 2 * squares)[0].tolist())]
+    else:
+        pairs = list(map(pair_of, ys, gs, tolerances[-n_arrays:], bases, roundings[-n_arrays:]))
     if n_arrays > 1:
         whole = sum_of_pairs(pairs, tolerances[0])
         if whole is None:
@@ -136,7 +147,7 @@ def fill_step(
             whole = pair_of(ys_all, gs_all, tolerances[0], data.base, roundings[0])
         pairs.insert(0, whole)
     lags = _lags(previous[:lag], ys, gs, lag)
-    present = y is not None, g is not None
+    present = y is not None, g is not None or data.sums is not None
     table = []
     for block, p in enumerate(pairs):
         floor = angle_floor(spacings[block], scaled(math.sqrt(p.gg), p.g_exponent))
@@ -148,6 +159,11 @@ def fill_step(
     if n_arrays == 1 and names is not None:  # one named array is the whole vector
         rows[1] = rows[0]
         rows[1]["block"] = 1
+
+
+def _pair_of(row: list[float]) -> Pair:
+    """From a row of the core."""
+    return Pair._make([*row[:9], int(row[9]), int(row[10]), *row[11:14], bool(row[14]), False])
 
 
 def fill_pairs(
@@ -350,12 +366,12 @@ def fill_skipped(
     rows["status"], rows["dtype"], rows["block"] = STATUS_CODE["skipped"], -1, np.arange(len(rows)) % blocks
 
 
-def coarsest_of_blocks(y: LongVector | None, g: LongVector | None) -> list[str]:
+def coarsest_of_blocks(y: LongVector | None, g: LongVector | Difference | None) -> list[str]:
     """The coarser element type in each array.
 
     Parameters
     ----------
-    y, g : LongVector or None
+    y, g : LongVector, Difference or None
         Gradient and update of one layout.
 
     Returns

@@ -117,9 +117,12 @@ def track(
     after the step, to whose spacing the update was rounded.
 
     *Cost* for n parameters, each recorded step: ONE copy of the parameters stays in memory (two with
-    ``keep="vectors"``); they are copied before the step, subtracted after it, and update, gradient and parameters are
-    read once. On an accelerator a few hundred launches for all blocks together, nothing waits, and the numbers are
-    fetched after 16 steps, for `recording`, or at the end (so a killed process loses up to 16 rows of its folder).
+    ``keep="vectors"``). They are copied before each step, so nothing has to be known of what moves them between two
+    steps. After the step gradient, copy and parameters are read once on the CPU, and the update is formed meanwhile in
+    registers; in memory, in place of the copy, only where this pass does not settle an angle. With ``lag`` or
+    ``keep="vectors"`` it is formed first and read then. On an accelerator a few hundred launches for all blocks
+    together, nothing waits, and the numbers are fetched after 16 steps, for `recording`, or at the end (so a killed
+    process loses up to 16 rows of its folder).
 
     Examples
     --------

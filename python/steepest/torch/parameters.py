@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,12 +151,17 @@ class DecayNorms:
     ----------
     factors : list of float, Tensor or None
         lr * weight_decay; None if it is unknown how the optimiser decays.
-    norms : list of Tensor or None
+    norms : list of float, Tensor or None
         |param| before the step, where the factor is neither 0 nor unknown.
     """
 
     factors: list[Any]
-    norms: list[torch.Tensor | None]
+    norms: list[Any]
+
+    @property
+    def none(self) -> bool:
+        """Whether there is none in any block."""
+        return all(_is_zero(factor) for factor in self.factors)
 
     def fetch(self) -> list[float]:
         """Bring the numbers to the host.
@@ -171,7 +177,11 @@ class DecayNorms:
         ]
 
 
-def decay_norms(optimizer: torch.optim.Optimizer, tracked: TrackedParameters) -> DecayNorms:
+def decay_norms(
+    optimizer: torch.optim.Optimizer,
+    tracked: TrackedParameters,
+    norms_of: Callable[[bool], Sequence[float]] | None = None,
+) -> DecayNorms:
     """The decoupled weight decay that the coming step will apply.
 
     Parameters
@@ -181,6 +191,8 @@ def decay_norms(optimizer: torch.optim.Optimizer, tracked: TrackedParameters) ->
         ``decoupled``, or if ``weight_decay`` is 0.
     tracked : TrackedParameters
         Of the optimiser.
+    norms_of : callable, optional
+        Called once with whether norms are needed: where a pass over all parameters finds them besides.
 
     Returns
     -------
@@ -190,13 +202,19 @@ def decay_norms(optimizer: torch.optim.Optimizer, tracked: TrackedParameters) ->
     """
     factors = [_decay_factor(optimizer, group) for group in optimizer.param_groups]
     own = [factors[g] for g in tracked.groups]
+    needed = [f is not None and not _is_zero(f) for f in own]
+    if norms_of is not None:
+        found = norms_of(any(needed))
+        return DecayNorms(own, [norm if need else None for norm, need in zip(found or needed, needed, strict=True)])
     norms = [
-        None
-        if f is None or (isinstance(f, float) and f == 0.0)
-        else torch.linalg.vector_norm(p.detach(), dtype=torch.promote_types(p.dtype, torch.float32))
-        for f, p in zip(own, tracked.tensors, strict=True)
+        torch.linalg.vector_norm(p.detach(), dtype=torch.promote_types(p.dtype, torch.float32)) if need else None
+        for need, p in zip(needed, tracked.tensors, strict=True)
     ]
     return DecayNorms(own, norms)
+
+
+def _is_zero(factor: Any) -> bool:
+    return isinstance(factor, float) and factor == 0.0
 
 
 def _decay_factor(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Any:

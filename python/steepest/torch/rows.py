@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from steepest.recorder import Recorder
 from steepest.recording import Recording
 from steepest.rounding_floor import angle_floor, spacing_norms
 from steepest.row_format import NAN, NOTE_BYTES, STATUS_CODE, row_dtype
+from steepest.step_input import StepInput
 from steepest.torch.device_rows import DeviceRing, DeviceStep, fill_rows
+from steepest.torch.parameter_copy import ParameterCopy, views_of
 from steepest.torch.parameters import TrackedParameters
 from steepest.torch.step import StepTensors, filled, share, value_of
 
@@ -53,7 +56,7 @@ class StepWriter:
         working: torch.dtype | None,
         **options: Any,
     ) -> None:
-        self._tracked, self._working = tracked, working
+        self._tracked, self._working, self._layout = tracked, working, tracked.layout
         self.recorder = _Rows(**options)
         self.recorder.log, self.recorder.log_blocks = log, log_blocks
         self._lag: int = options["lag"]
@@ -79,15 +82,65 @@ class StepWriter:
         ValueError
             The parameters were moved to another device.
         """
-        like = self._tracked.tensors
-        on_host = self._working is None and all(p.device.type == "cpu" for p in like)
+        if self._stays_on_host() or self._vectors:
+            self._write_views(step, found_inf)
+        else:
+            self._wait(step.number, found_inf, self._ring.reduce(step, self._tracked.tensors))
+
+    def write_difference(self, step: StepTensors, copy: ParameterCopy, found_inf: torch.Tensor | None = None) -> None:
+        """Record one step whose update is read as the difference of the parameters and their copy.
+
+        Parameters
+        ----------
+        step : StepTensors
+            Without update.
+        copy : ParameterCopy
+            Made before the step.
+        found_inf : Tensor, optional
+            Not 0 if the optimiser made no step.
+
+        Raises
+        ------
+        ValueError
+            The parameters were moved to another device.
+        """
+        if not self._stays_on_host():
+            raise ValueError("the parameters were moved to another device within a step")
+        if not self._begin(step, found_inf):
+            return
+        layout, difference = self._layout, copy.difference()
+        grads = filled(step.grads, self._tracked.tensors)
+        loss = [value_of(step.loss)]
+        if grads is None:
+            given = StepInput(layout, difference.after, difference.formed(), [None], loss)
+        else:
+            given = StepInput(layout, difference.after, None, [views_of(grads, layout)], loss, unformed=difference)
+        with self._amending(step):
+            self.recorder._record(given)
+
+    def _stays_on_host(self) -> bool:
+        on_host = self._working is None and all(p.is_cpu for p in self._tracked.tensors)
         if self._on_host is not None and on_host is not self._on_host:
             raise ValueError("the parameters were moved to another device: close the tracker, and track again")
         self._on_host = on_host
-        if on_host or self._vectors:
-            self._write_views(step, found_inf)
-        else:
-            self._wait(step.number, found_inf, self._ring.reduce(step, like))
+        return on_host
+
+    def _begin(self, step: StepTensors, found_inf: torch.Tensor | None) -> bool:
+        """Whether the optimiser made the step."""
+        if found_inf is not None and float(found_inf) != 0.0:
+            self._skip(step.number, _SCALER)
+            return False
+        self._advance(step.number)
+        self._absent.append((step.number, step.absent))
+        return True
+
+    @contextmanager
+    def _amending(self, step: StepTensors) -> Iterator[None]:
+        self.recorder.amend = lambda rows: self._amend(rows, step)
+        try:
+            yield
+        finally:
+            self.recorder.amend = None
 
     def not_due(self, number: int, found_inf: torch.Tensor) -> None:
         """A step that is recorded only if the optimiser did not make it.
@@ -147,18 +200,14 @@ class StepWriter:
             self.recorder.step()
 
     def _write_views(self, step: StepTensors, found_inf: torch.Tensor | None) -> None:
-        if found_inf is not None and float(found_inf) != 0.0:
-            self._skip(step.number, _SCALER)
+        if not self._begin(step, found_inf):
             return
-        self._advance(step.number)
         names = self._tracked.names
 
         def views(tensors: list[torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
             return None if tensors is None else dict(zip(names, (x.detach().cpu() for x in tensors), strict=True))
 
-        self._absent.append((step.number, step.absent))
-        self.recorder.amend = lambda rows: self._amend(rows, step)
-        try:
+        with self._amending(step):
             self.recorder.step(
                 # What is stored are the parameters before the step; for scalars they serve the rounding floor alone.
                 params=views(step.params if self._vectors else self._tracked.tensors),
@@ -166,8 +215,6 @@ class StepWriter:
                 grad=views(filled(step.grads, self._tracked.tensors)),
                 update=views(step.update),
             )
-        finally:
-            self.recorder.amend = None
 
     def _amend(self, rows: NDArray[np.void], step: StepTensors) -> None:
         """What a recorder cannot know: blocks whose zeros stand for no gradient, the share of weight decay, a note.
@@ -184,6 +231,12 @@ class StepWriter:
                 elif back <= self._lag:
                     for name in ("lag_yy", "lag_gy"):
                         _set_lag(rows[row], name, back - 1)
+        rows["note"] = step.note.encode()[:NOTE_BYTES]
+        without_decay = step.decay is not None and step.decay.none
+        if without_decay:
+            rows["decay_share"] = 0.0
+        if (without_decay or step.decay is None) and not self._vectors:
+            return
         norms = [
             math.ldexp(math.sqrt(x), e) for x, e in zip(rows["gg"].tolist(), rows["g_exponent"].tolist(), strict=True)
         ]
@@ -192,8 +245,7 @@ class StepWriter:
             spacings = spacing_norms(long_vector(params, "params"))
             for row, (spacing, norm) in enumerate(zip([math.hypot(*spacings), *spacings], norms, strict=True)):
                 rows["psi_floor"][row] = angle_floor(spacing, norm)
-        rows["note"] = step.note.encode()[:NOTE_BYTES]
-        if step.decay is not None:
+        if step.decay is not None and not without_decay:
             parts = step.decay.fetch()
             for row, (part, norm) in enumerate(zip([math.hypot(*parts), *parts], norms, strict=True)):
                 rows["decay_share"][row] = share(part, norm)

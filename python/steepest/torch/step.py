@@ -68,7 +68,8 @@ def filled(grads: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor]) -
     if all(grad is None for grad in grads):
         return None
     return [
-        p.new_zeros(()).expand(p.shape) if grad is None else grad.detach() for grad, p in zip(grads, like, strict=True)
+        p.new_zeros(()).expand(p.shape) if grad is None else grad.detach() if grad.requires_grad else grad
+        for grad, p in zip(grads, like, strict=True)
     ]
 
 

@@ -14,6 +14,7 @@ import torch
 from steepest.recording import Recording
 from steepest.row_format import NOTE_BYTES, Keep, Objective
 from steepest.torch.evaluation import Evaluation
+from steepest.torch.parameter_copy import ParameterCopy
 from steepest.torch.parameters import decay_norms, held_by, tracked_parameters
 from steepest.torch.rows import Log, StepWriter
 from steepest.torch.step import StepTensors
@@ -80,7 +81,10 @@ class Tracker:
         self._every, self._lag, self._keep = every, lag, keep
         self._evaluate_every = every if evaluate_every is None else evaluate_every
         self._number = self._writer.recorder.next_step
-        self._before: list[torch.Tensor] = []  # the one resident copy
+        # The one resident copy: on the host for recordings of scalars, which need no update in memory; else as tensors.
+        in_one_pass = lag == 0 and keep == "scalars" and working is None
+        self._copy = ParameterCopy(self._tracked.tensors, self._tracked.layout) if in_one_pass else None
+        self._before: list[torch.Tensor] = []
         self._update: list[torch.Tensor] = []  # a second one if the parameters themselves are kept
         self._given: Any = None  # loss
         self._step: _OpenStep | None = None
@@ -182,7 +186,7 @@ class Tracker:
                 logger.warning("the tracked optimizer made no step that was due: nothing was recorded")
         finally:
             self._writer.recorder.close()
-            self._before, self._update, self._step = [], [], None
+            self._before, self._update, self._copy, self._step = [], [], None, None
 
     def __enter__(self) -> Self:
         return self
@@ -219,8 +223,12 @@ class Tracker:
             assert self._evaluation is not None
             step.loss, step.grads = self._evaluation()
             step.evaluated = True
-        step.decay = decay_norms(optimizer, self._tracked)
-        self._remember()
+        if self._copy is not None and all(p.is_cpu for p in self._tracked.tensors):
+            step.decay = decay_norms(optimizer, self._tracked, self._copy.take)
+            step.copy_on_host = self._copy
+        else:
+            step.decay = decay_norms(optimizer, self._tracked)
+            self._remember()
         if self._evaluation is not None:
             return None
         found = _closure_of(optimizer, args, kwargs)
@@ -293,6 +301,13 @@ class Tracker:
         if self._evaluation is not None and not step.evaluated:
             loss = None
         step.grads = step.grads or [None] * len(self.names)  # not evaluated, or a closure that was not called
+        if step.copy_on_host is not None:
+            self._writer.write_difference(
+                StepTensors(number, self._tracked.tensors, step.grads, None, loss, step.decay, note),
+                step.copy_on_host,
+                found_inf,
+            )
+            return
         params, update = self._difference()
         self._writer.write(StepTensors(number, params, step.grads, update, loss, step.decay, note), found_inf=found_inf)
 
@@ -356,6 +371,7 @@ class _OpenStep:
         self.grads: list[torch.Tensor | None] = []
         self.versions: list[int | None] = []
         self.decay: Any = None
+        self.copy_on_host: ParameterCopy | None = None
 
     def copy(self) -> None:
         self.grads = [None if g is None else g.detach().clone() for g in self.grads]
