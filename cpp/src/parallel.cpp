@@ -15,6 +15,7 @@
 
 #ifdef __linux__
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -143,10 +144,54 @@ private:
 #endif
 };
 
+// How long the calling thread was kept from a CPU that it was ready to use. Other libraries' threads may spin on the CPUs
+// between their calls (OpenMP's do for milliseconds), and each of them has its turn there before a worker goes on.
+class Waited {
+public:
+    static constexpr auto worth_knowing = std::chrono::microseconds(100);
+
+    std::chrono::nanoseconds since_start() const {
+#ifdef __linux__
+        const std::chrono::nanoseconds passed = std::chrono::steady_clock::now() - begin_;
+        if (passed < worth_knowing) return std::chrono::nanoseconds(0);
+        const Usage now = usage();
+        // Preempted, and not merely asleep until a page came from a disk
+        if (now.preemptions > start_.preemptions) return passed - (now.busy - start_.busy);
+#endif
+        return std::chrono::nanoseconds(0);
+    }
+
+private:
+#ifdef __linux__
+    struct Usage {
+        std::chrono::microseconds busy;
+        long preemptions;
+    };
+    static Usage usage() {
+        rusage found{};
+        getrusage(RUSAGE_THREAD, &found);
+        const auto time = [](const timeval& t) { return std::chrono::seconds(t.tv_sec) + std::chrono::microseconds(t.tv_usec); };
+        return {time(found.ru_utime) + time(found.ru_stime), found.ru_nivcsw};
+    }
+
+    std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+    Usage start_ = usage();
+#endif
+};
+
 class Pool {
 public:
+    // Whether the caller had better work alone: the workers lately waited for their CPUs, and it for them. They are tried again
+    // after 1, 3, 7, ... and at last every 64 jobs.
+    bool crowded() {
+        if (alone_ == 0) return false;
+        --alone_;
+        return true;
+    }
+
     // Runs the job on the caller and up to `helpers` workers, and returns when all of them have let go of it.
     void run(Job& job, int helpers) {
+        const auto begin = std::chrono::steady_clock::now();
         const int cpu = current_cpu();
         {
             std::lock_guard<std::mutex> lock(mutex_);
@@ -174,6 +219,10 @@ public:
         spin_until(finished);
         std::unique_lock<std::mutex> lock(mutex_);
         done_.wait(lock, finished);
+        const auto all = std::chrono::steady_clock::now() - begin;
+        penalty_ = longest_wait_ > Waited::worth_knowing && longest_wait_ > all / 4 ? std::min(2 * penalty_ + 1, 64) : 0;
+        alone_ = penalty_;
+        longest_wait_ = std::chrono::nanoseconds(0);
     }
 
     // Set by the call whose job the pool runs. Not a mutex: a nested call may try it on the thread that holds it.
@@ -195,8 +244,11 @@ private:
             ++active_;
             Job* job = job_;
             lock.unlock();
+            const Waited waited;
             job->run();
+            const std::chrono::nanoseconds wait = waited.since_start();
             lock.lock();
+            longest_wait_ = std::max(longest_wait_, wait);
             if (--active_ == 0) done_.notify_all();
         }
     }
@@ -204,6 +256,8 @@ private:
     std::mutex mutex_;
     std::condition_variable wake_, done_;
     Job* job_ = nullptr;
+    std::chrono::nanoseconds longest_wait_{0};  // of a worker, during this job
+    int penalty_ = 0, alone_ = 0;               // jobs without workers, and how many of them are left
     std::vector<std::unique_ptr<Worker>> workers_;
     std::atomic<int> wanted_{0}, active_{0}, sleeping_{0};  // changed under the mutex, looked at without it
 };
@@ -268,7 +322,8 @@ void run(index_t n_tasks, index_t worth, TaskRef work) {
     if (pool().busy.test_and_set(std::memory_order_acquire)) {
         job.run();
     } else {
-        pool().run(job, helpers);
+        if (pool().crowded()) job.run();
+        else pool().run(job, helpers);
         pool().busy.clear(std::memory_order_release);
     }
     if (job.failed) std::rethrow_exception(job.error);

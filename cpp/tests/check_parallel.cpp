@@ -1,5 +1,6 @@
 // The thread pool: every task once, exceptions of workers, nested and concurrent calls; partitions into blocks.
 #include <atomic>
+#include <chrono>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -63,12 +64,37 @@ void check_concurrent() {
     CHECK(total == 6 * 200 * 1225);
 }
 
+// While threads of somebody else keep every CPU busy: workers wait for their turns, and are left out for a while.
+void check_crowded() {
+    std::atomic<bool> over{false};
+    std::vector<std::thread> others;
+    for (int i = 0; i < steepest::available_cpus(); ++i)
+        others.emplace_back([&over] {
+            while (!over) {
+            }
+        });
+    steepest::set_num_threads(3);
+    for (int round = 0; round < 40; ++round) {
+        std::vector<std::atomic<int>> counts(64);
+        parallel_for(64, [&](index_t task) {
+            const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
+            while (std::chrono::steady_clock::now() < end) {
+            }
+            ++counts[static_cast<std::size_t>(task)];
+        });
+        for (const std::atomic<int>& count : counts) CHECK(count == 1);
+    }
+    over = true;
+    for (std::thread& one : others) one.join();
+    check_every_task_once(500);
+}
+
 void check_partition() {
     char memory[1];
     steepest::Vector vector;
     std::vector<index_t> sizes = {0, 1, steepest::block_size, 0, steepest::block_size + 1, 3 * steepest::block_size - 1, 0};
     for (const index_t size : sizes)
-        vector.segments.emplace_back(memory, steepest::DType::float64, std::vector<index_t>{size}, std::vector<index_t>{0});
+        vector.segments.emplace_back(memory, steepest::DType::float64, steepest::Segment::Axes{size}, steepest::Segment::Axes{0});
     const Partition partition(vector);
     std::vector<index_t> next(sizes.size(), 0);
     for (index_t b = 0; b < partition.size(); ++b) {
@@ -84,7 +110,7 @@ void check_partition() {
     // More elements than an int counts.
     steepest::Vector large;
     const index_t size = (index_t{1} << 33) + 5;
-    large.segments.emplace_back(memory, steepest::DType::float64, std::vector<index_t>{size}, std::vector<index_t>{0});
+    large.segments.emplace_back(memory, steepest::DType::float64, steepest::Segment::Axes{size}, steepest::Segment::Axes{0});
     const Partition many(large);
     const Block last = many[many.size() - 1];
     CHECK(last.begin + last.count == size && last.count == 5);
@@ -104,5 +130,6 @@ int main() {
         check_nested();
         check_concurrent();
     }
+    check_crowded();
     check_partition();
 }

@@ -130,7 +130,7 @@ int main() {
     // Shapes and strides at random, all elements apart.
     std::mt19937 random(1);
     for (int trial = 0; trial < 300; ++trial) {
-        Axes shape, strides;
+        std::vector<index_t> shape, strides;
         index_t stride = 4, origin = 0;
         for (int axis = 0; axis < 4; ++axis) {
             const index_t extent = 1 + static_cast<index_t>(random() % 4);
@@ -141,6 +141,6 @@ int main() {
             strides.insert(strides.begin() + static_cast<std::ptrdiff_t>(where), backwards ? -stride : stride);
             stride *= extent + static_cast<index_t>(random() % 2);
         }
-        check_moves<float>(DType::float32, shape, strides, origin, stride + 4);
+        check_moves<float>(DType::float32, Axes(shape.begin(), shape.end()), Axes(strides.begin(), strides.end()), origin, stride + 4);
     }
 }
