@@ -23,15 +23,15 @@ def install_group(session: nox.Session, *names: str) -> None:
     session.install(*nox.project.dependency_groups(PROJECT, *names))
 
 
-def build_wheel(session: nox.Session, build_dir: str, **definitions: str) -> Path:
+def build_wheel(session: nox.Session, build_dir: str, *settings: str, **definitions: str) -> Path:
     """Build a wheel in a build tree that stays, for ctest to find its tests in; return its path."""
     install_group(session, "build")
     wheels = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
-    settings = [f"-Ccmake.define.{name}={value}" for name, value in definitions.items()]
+    defined = [f"-Ccmake.define.{name}={value}" for name, value in definitions.items()]
     session.run(
         *("python", "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={wheels}"),
-        *(f"-Cbuild-dir={build_dir}", *settings, "."),
+        *(f"-Cbuild-dir={build_dir}", *settings, *defined, "."),
     )
     (wheel,) = wheels.glob("*.whl")
     return wheel
@@ -94,31 +94,63 @@ def cpp(session: nox.Session) -> None:
     session.run("ctest", "--test-dir", "build/cpp", "--output-on-failure", "--no-tests=error")
 
 
+# Tests of the kernels, of their callers, and of threads of the user's own: all that ThreadSanitizer can judge.
+THREADED = (
+    "threads",
+    *("core_apply", "core_bad_input", "core_gram", "block_products", "distance", "metric", "bad_input"),
+    *("recorder", "recording", "sources", "storage", "vector_store"),
+    *("hessian_products", "node_perturbation", "gradient_estimate", "identify_low_rank"),
+)
+
+
 @nox.session(default=False)
-def sanitizers(session: nox.Session) -> None:
-    """Run the C++ checks under ASan with UBSan and under TSan, and the Python tests under ASan with UBSan."""
-    install_group(session, "build")
-    session.run("cmake", "--preset", "tsan")
-    session.run("cmake", "--build", "--preset", "tsan")
-    session.run("ctest", "--preset", "tsan")
-    # As the preset asan-ubsan, but by way of a wheel, for Python to import.
-    strict = {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+@nox.parametrize("sanitize", ["address,undefined", "thread"], ids=["asan", "tsan"])
+def sanitizers(session: nox.Session, sanitize: str) -> None:
+    """Run the C++ checks and the Python tests under ASan with UBSan, and under TSan (of Python, what uses threads)."""
+    # As the presets, but by way of a wheel, for Python to import; not stripped, so that reports name functions.
+    threads = sanitize == "thread"
+    build_dir = "build/python-tsan" if threads else "build/python-asan"
     wheel = build_wheel(
         session,
-        "build/asan",
+        build_dir,
+        "-Cinstall.strip=false",
         STEEPEST_CPP_TESTS="ON",
-        STEEPEST_SANITIZE="address,undefined",
+        STEEPEST_SANITIZE=sanitize,
         CMAKE_BUILD_TYPE="RelWithDebInfo",
     )
-    session.run("ctest", "--test-dir", "build/asan", "--output-on-failure", "--no-tests=error", env=strict)
+    # After a fork, TSan would end a process that starts threads. Leaks of the interpreter would be counted as ours.
+    strict = {
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+        "TSAN_OPTIONS": "halt_on_error=1:die_after_fork=0",
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "STEEPEST_NUM_THREADS": "3",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    session.run("ctest", "--test-dir", build_dir, "--output-on-failure", "--no-tests=error", env=strict)
     # Python itself is not instrumented, so the runtime has to be loaded first, with the C++ library whose exceptions it
-    # looks for then; and leaks of the interpreter would be counted as ours.
+    # looks for then. The report goes to the file descriptor of stderr as the process ends: pytest must not hold it.
     session.install(f"steepest[test] @ {wheel.resolve().as_uri()}")
     runtime = " ".join(
         subprocess.run(["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
-        for name in ("libasan.so", "libstdc++.so")
+        for name in ("libtsan.so" if threads else "libasan.so", "libstdc++.so")
     )
-    session.run("pytest", *session.posargs, env={**strict, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"})
+    chosen = session.posargs or ([f"tests/test_{name}.py" for name in THREADED] if threads else [])
+    session.run("pytest", "--capture=sys", *chosen, env={**strict, "LD_PRELOAD": runtime})
+
+
+@nox.session(default=False)
+def isa(session: nox.Session) -> None:
+    """Run the tests under each instruction set that the build has and this CPU too."""
+    session.install(".[test]")
+    compiled = "import steepest; print(*steepest.build_config()['instruction_sets'])"
+    for name in str(session.run("python", "-c", compiled, silent=True)).split():
+        forced = {"STEEPEST_ISA": name}
+        ask = ("python", "-c", "import steepest; steepest.build_config()")
+        said = session.run(*ask, env=forced, silent=True, success_codes=[0, 1])
+        if said:  # the error of a CPU without it
+            session.warn(str(said).strip().splitlines()[-1])
+        else:
+            session.run("pytest", *session.posargs, env=forced)
 
 
 @nox.session(default=False)

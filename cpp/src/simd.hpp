@@ -12,6 +12,9 @@
 #endif
 #if defined(__aarch64__) && !defined(_MSC_VER)
 #include <arm_neon.h>
+#define STEEPEST_NEON 1
+#else
+#define STEEPEST_NEON 0
 #endif
 
 namespace {
@@ -32,7 +35,8 @@ typedef float vfloat __attribute__((vector_size(width * 4)));
 typedef std::uint32_t vuint32 __attribute__((vector_size(width * 4)));
 typedef std::uint16_t vuint16 __attribute__((vector_size(width * 2)));
 
-// gcc makes a chain of half-width conversions of __builtin_convertvector, hence the intrinsics.
+// gcc makes a chain of half-width conversions of __builtin_convertvector, for NEON one of single elements, hence the
+// intrinsics.
 #if defined(__AVX512F__)
 STEEPEST_INLINE vdouble to_double(vfloat x) { return _mm512_cvtps_pd(x); }
 STEEPEST_INLINE vfloat to_float(vdouble x) { return _mm512_cvtpd_ps(x); }
@@ -47,6 +51,22 @@ STEEPEST_INLINE vuint32 to_uint32(vuint16 x) {
     return (vuint32)_mm_cvtepu16_epi32(_mm_cvtsi64_si128(four));
 }
 STEEPEST_INLINE vuint16 to_uint16(vuint32 x) { return __builtin_convertvector(x, vuint16); }
+#elif STEEPEST_NEON
+STEEPEST_INLINE vdouble to_double(vfloat x) { return (vdouble)vcvt_f64_f32((float32x2_t)x); }
+STEEPEST_INLINE vfloat to_float(vdouble x) { return (vfloat)vcvt_f32_f64((float64x2_t)x); }
+// Two elements of 16 bits fill the lower half of NEON's smallest register.
+STEEPEST_INLINE uint16x4_t load_halves(const char* p) {
+    float two;  // a float's register is the vector's: ldr, and no detour by an integer's
+    std::memcpy(&two, p, sizeof two);
+    return vreinterpret_u16_f32(vset_lane_f32(two, vdup_n_f32(0), 0));
+}
+STEEPEST_INLINE void store_halves(uint16x4_t h, char* p) {
+    const float two = vget_lane_f32(vreinterpret_f32_u16(h), 0);
+    std::memcpy(p, &two, sizeof two);
+}
+// Rounds to odd: a result that is not exact gets its last bit set, so that rounding it again to at most 22 bits (or to
+// a multiple of 4 subnormal quanta) errs by nothing; what is too large becomes the largest number, not Inf.
+STEEPEST_INLINE float32x4_t to_float_odd(vdouble x) { return vcombine_f32(vcvtx_f32_f64((float64x2_t)x), vdup_n_f32(0)); }
 #else
 STEEPEST_INLINE vdouble to_double(vfloat x) { return __builtin_convertvector(x, vdouble); }
 STEEPEST_INLINE vfloat to_float(vdouble x) { return __builtin_convertvector(x, vfloat); }
@@ -87,7 +107,7 @@ STEEPEST_INLINE vdouble multiply_add(vdouble a, vdouble b, vdouble c) {
     return _mm512_fmadd_pd(a, b, c);
 #elif defined(__AVX2__) && defined(__FMA__)
     return _mm256_fmadd_pd(a, b, c);
-#elif defined(__aarch64__) && !defined(_MSC_VER)
+#elif STEEPEST_NEON
     return vfmaq_f64(c, a, b);
 #else
     return a * b + c;
@@ -103,7 +123,7 @@ STEEPEST_INLINE vdouble added(vdouble a, vdouble b) {
 #endif
 }
 
-#if defined(__FMA__) || (defined(__aarch64__) && !defined(_MSC_VER))
+#if defined(__FMA__) || STEEPEST_NEON
 // a*b = p + e exactly (barring underflow of e).
 STEEPEST_INLINE void two_product(vdouble a, vdouble b, vdouble& p, vdouble& e) {
     p = a * b;
@@ -248,14 +268,26 @@ struct BFloat16 {
     static constexpr bool exact_products = true;
     static constexpr int bytes = 2;
     static STEEPEST_INLINE vdouble load(const char* p) {
+#if STEEPEST_NEON
+        return (vdouble)vcvt_f64_f32(vget_low_f32(vreinterpretq_f32_u32(vshll_n_u16(load_halves(p), 16))));
+#else
         vuint16 h;
         std::memcpy(&h, p, sizeof h);
         return to_double(bits<vfloat>(to_uint32(h) << 16));
+#endif
     }
     static STEEPEST_INLINE void store(vdouble x, char* p) {
+#if STEEPEST_NEON
+        const float32x4_t y = to_float_odd(x);
+        const uint32x4_t u = vreinterpretq_u32_f32(y);
+        const uint32x4_t last = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1u));
+        const uint32x4_t rounded = vaddq_u32(u, vaddq_u32(last, vdupq_n_u32(0x7fffu)));  // to nearest, ties to even
+        store_halves(vshrn_n_u32(vbslq_u32(vceqq_f32(y, y), rounded, u), 16), p);  // NaN stays NaN
+#else
         const vfloat y = to_float(round_to_narrow<7>(x, 1.1754943508222875e-38, 9.183549615799121e-41));  // 2^-126, 2^-133
         const vuint16 h = to_uint16(bits<vuint32>(y) >> 16);
         std::memcpy(p, &h, sizeof h);
+#endif
     }
 };
 
@@ -271,6 +303,8 @@ struct Float16 {
         std::int64_t four;
         std::memcpy(&four, p, sizeof four);
         return _mm256_cvtps_pd(_mm_cvtph_ps(_mm_cvtsi64_si128(four)));
+#elif STEEPEST_NEON
+        return (vdouble)vcvt_f64_f32(vget_low_f32(vcvt_f32_f16(vreinterpret_f16_u16(load_halves(p)))));
 #else
         vuint16 h;
         std::memcpy(&h, p, sizeof h);
@@ -285,6 +319,9 @@ struct Float16 {
 #endif
     }
     static STEEPEST_INLINE void store(vdouble x, char* p) {
+#if STEEPEST_NEON
+        store_halves(vreinterpret_u16_f16(vcvt_f16_f32(to_float_odd(x))), p);
+#else
         const vdouble rounded = round_to_narrow<10>(x, 6.103515625e-05, 5.960464477539063e-08);  // 2^-14, 2^-24
 #if defined(__AVX512F__)
         const __m128i h = _mm256_cvtps_ph(_mm512_cvtpd_ps(rounded), _MM_FROUND_TO_NEAREST_INT);
@@ -299,6 +336,7 @@ struct Float16 {
             const std::uint16_t h = exact_bits(static_cast<float>(lanes[i]));
             std::memcpy(p + 2 * i, &h, 2);
         }
+#endif
 #endif
     }
 

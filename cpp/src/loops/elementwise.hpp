@@ -117,6 +117,8 @@ STEEPEST_INLINE vdouble square_root(vdouble x) {
     return _mm256_sqrt_pd(x);
 #elif defined(__SSE2__) && defined(__x86_64__) && !defined(_MSC_VER)
     return _mm_sqrt_pd(x);
+#elif STEEPEST_NEON
+    return (vdouble)vsqrtq_f64((float64x2_t)x);
 #else
     double values[width];
     std::memcpy(values, &x, sizeof x);

@@ -461,6 +461,8 @@ def _complement(basis: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     chosen = q[:, keep]
     chosen -= basis @ (basis.T @ chosen)
     result: NDArray[np.float64] = np.linalg.qr(chosen)[0]
+    # Where a BLAS adds up one after the other, the norms are off by many roundings; NumPy adds in pairs.
+    result /= np.sqrt([np.sum(column * column) for column in result.T])
     return result
 
 
