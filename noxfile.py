@@ -98,7 +98,7 @@ def cpp(session: nox.Session) -> None:
 THREADED = (
     "threads",
     *("core_apply", "core_bad_input", "core_gram", "block_products", "distance", "metric", "bad_input"),
-    *("recorder", "recording", "sources", "storage", "vector_store"),
+    *("recorder", "recording", "sources", "storage", "vector_store", "step_batches", "step_pass", "elementwise"),
     *("hessian_products", "node_perturbation", "gradient_estimate", "identify_low_rank"),
 )
 
