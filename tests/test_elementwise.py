@@ -393,20 +393,24 @@ def test_nothing_is_read_as_a_whole() -> None:
 
 
 def test_products_of_whole_arrays_wait_until_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted: list[int] = []
-    of_core = _core.segment_angle_grams
+    counted: list[str] = []
 
-    def counting(*arguments: Any) -> Any:
-        counted.append(1)
-        return of_core(*arguments)
+    def counting(name: str) -> Any:
+        of_core = getattr(_core, name)
 
-    monkeypatch.setattr(_core, "segment_angle_grams", counting)
+        def call(*arguments: Any) -> Any:
+            counted.append(name)
+            return of_core(*arguments)
+
+        return call
+
+    for name in ("segment_angle_grams", "step_grams"):
+        monkeypatch.setattr(_core, name, counting(name))
     grad, update = run(20, (5, 3))
     identify(grad=grad, update=update, family="diagonal", rng=0)
-    assert len(counted) == 1  # for the units
+    assert counted == ["segment_angle_grams"]  # of the first step, for the units
     identify(grad=grad, update=update, family="scalar", rng=0)
-    assert len(counted) == 21
-
+    assert counted[1:] == ["step_grams"]  # of all steps at once
 
 def test_products_of_a_step() -> None:
     rng = np.random.default_rng(0)

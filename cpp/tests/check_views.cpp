@@ -1,4 +1,5 @@
 // Merging of axes, gathering and scattering, extents.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <random>
@@ -114,9 +115,35 @@ void check_layouts() {
     CHECK(a.contiguous() && a.has_dtype(DType::float16) && !a.has_dtype(DType::bfloat16));
 }
 
+// As std::vector, within the numbers that it keeps in itself and beyond.
+void check_short_vector() {
+    steepest::ShortVector<int, 3> numbers;
+    std::vector<int> expected;
+    for (int i = 0; i < 9; ++i) {
+        CHECK(numbers.empty() == expected.empty() && numbers.size() == expected.size());
+        numbers.push_back(i * i);
+        expected.push_back(i * i);
+        CHECK(std::equal(numbers.begin(), numbers.end(), expected.begin(), expected.end()));
+        CHECK(numbers.back() == i * i && numbers[static_cast<std::size_t>(i)] == i * i);
+        const steepest::ShortVector<int, 3> copy = numbers, same(expected.begin(), expected.end());
+        CHECK(copy == numbers && same == numbers);
+        numbers[0] = -1;
+        CHECK(copy != numbers && copy[0] == 0);
+        numbers[0] = 0;
+    }
+    for (const std::size_t size : {7, 3, 0, 4, 1}) {
+        numbers.assign(size, 5);
+        CHECK(numbers.size() == size && std::count(numbers.begin(), numbers.end(), 5) == static_cast<std::ptrdiff_t>(size));
+        numbers.push_back(6);
+        CHECK(numbers.size() == size + 1 && numbers.back() == 6);
+    }
+    CHECK((steepest::ShortVector<int, 2>{1, 2, 3}).size() == 3);
+}
+
 }  // namespace
 
 int main() {
+    check_short_vector();
     check_merging();
     check_layouts();
     check_moves<double>(DType::float64, {3, 4, 5}, {160, 40, 8}, 0, 480);

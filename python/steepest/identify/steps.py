@@ -16,6 +16,7 @@ from steepest.arrays import ArrayOrMapping, Layout, LongVector, is_jax, is_torch
 from steepest.recorder import Recorder
 from steepest.recording import Recording
 from steepest.row_format import ALL, STATUS_CODE, check_names
+from steepest.step_batches import is_direct, steps_at_once
 from steepest.step_rows import ordered
 from steepest.vector_store import VectorFolder, VectorMemory
 from steepest.whole_arrays import WholeArrays
@@ -277,7 +278,21 @@ def _of_views(grad: LongVector, update: LongVector, total: int) -> Steps:
         y, g = (LongVector([s[position, ...] for s in x.segments], y_layout, x.dtypes) for x in (grad, update))
         return PairStep(position, None, None, y, g) if vectors else PairStep(position, *products_of(y, g))
 
+    def products() -> Iterator[PairStep]:
+        blocks = 1 + len(y_layout.names or ())
+        at_once = steps_at_once(y_layout.size, blocks)
+        for begin in range(0, total, at_once):
+            some = slice(begin, min(begin + at_once, total))
+            # Any accuracy will do: one fast pass over memory
+            anything = np.full((some.stop - begin, 1 + len(grad.segments)), math.inf)
+            y, g = ([s[some] for s in x.segments] for x in (grad, update))
+            rows, _ = _core.step_grams(y, g, anything, anything)
+            for t, row in enumerate(rows[:, :blocks]):
+                yield PairStep(begin + t, *_products_of_rows(row))
+
     def pairs(vectors: bool) -> Iterator[PairStep]:
+        if not vectors and is_direct(grad.segments, update.segments):
+            return products()
         return (at(position, vectors) for position in range(total))
 
     return Steps(y_layout, total, True, None, pairs, at=at, lasting=True)
@@ -357,5 +372,9 @@ def products_of(grad: LongVector, update: LongVector) -> tuple[Array, NDArray[np
     blocks = 1 if grad.layout.names is None else 1 + len(grad.segments)
     # Any accuracy will do: one fast pass over memory
     anything = [math.inf] * (1 + len(grad.segments))
-    rows = _core.segment_angle_grams(grad.segments, update.segments, anything, anything)[:blocks]
+    return _products_of_rows(_core.segment_angle_grams(grad.segments, update.segments, anything, anything)[:blocks])
+
+
+def _products_of_rows(rows: Array) -> tuple[Array, NDArray[np.int64]]:
+    """From rows of the core; y = -grad."""
     return rows[:, :3] * [1.0, -1.0, 1.0], rows[:, 9:11].astype(np.int64)
