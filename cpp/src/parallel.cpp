@@ -16,9 +16,6 @@
 #ifdef __linux__
 #include <sched.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
-#include <sys/types.h>
-#include <unistd.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -113,32 +110,27 @@ void spin_until(Condition condition) {
 // waits there cannot move itself.
 class Worker {
 public:
-    // Called by the worker itself, once.
-    void begin() {
-#ifdef __linux__
-        thread_ = static_cast<pid_t>(syscall(SYS_gettid));
-#endif
-    }
+    explicit Worker(std::thread::native_handle_type thread) : thread_(thread) {}
 
     // Asks for the CPUs that the worker may use, less one, if it has not just this choice already.
     void avoid(int cpu) {
 #ifdef __linux__
-        if (cpu == avoided_ || thread_ == 0 || cpu < 0 || cpu >= CPU_SETSIZE) return;
+        if (cpu == avoided_ || cpu < 0 || cpu >= CPU_SETSIZE) return;
         cpu_set_t current;
-        if (sched_getaffinity(thread_, sizeof current, &current) != 0) return;
+        if (pthread_getaffinity_np(thread_, sizeof current, &current) != 0) return;
         if (!CPU_EQUAL(&current, &chosen_)) allowed_ = current;  // the first time, or set by someone else since
         chosen_ = allowed_;
         CPU_CLR(cpu, &chosen_);
         if (CPU_COUNT(&chosen_) == 0) chosen_ = allowed_;
-        if (sched_setaffinity(thread_, sizeof chosen_, &chosen_) == 0) avoided_ = cpu;
+        if (pthread_setaffinity_np(thread_, sizeof chosen_, &chosen_) == 0) avoided_ = cpu;
 #else
         (void)cpu;
 #endif
     }
 
 private:
+    [[maybe_unused]] std::thread::native_handle_type thread_;
 #ifdef __linux__
-    pid_t thread_ = 0;
     int avoided_ = -1;
     cpu_set_t allowed_{}, chosen_{};
 #endif
@@ -196,15 +188,15 @@ public:
         {
             std::lock_guard<std::mutex> lock(mutex_);
             while (static_cast<int>(workers_.size()) < helpers) {
-                workers_.push_back(std::make_unique<Worker>());
                 try {
-                    std::thread([this, worker = workers_.back().get()] { serve(*worker); }).detach();
+                    std::thread thread([this] { serve(); });
+                    workers_.emplace_back(thread.native_handle());
+                    thread.detach();
                 } catch (const std::system_error&) {
-                    workers_.pop_back();
                     break;  // the system grants no more threads: go on with those we have
                 }
             }
-            for (const auto& worker : workers_) worker->avoid(cpu);
+            for (Worker& worker : workers_) worker.avoid(cpu);
             job_ = &job;
             wanted_ = std::min(helpers, static_cast<int>(workers_.size()));
         }
@@ -229,10 +221,9 @@ public:
     std::atomic_flag busy = ATOMIC_FLAG_INIT;
 
 private:
-    void serve(Worker& self) {
+    void serve() {
         const auto called = [this] { return wanted_.load() > 0; };
         std::unique_lock<std::mutex> lock(mutex_);
-        self.begin();
         for (;;) {
             lock.unlock();
             spin_until(called);
@@ -258,7 +249,7 @@ private:
     Job* job_ = nullptr;
     std::chrono::nanoseconds longest_wait_{0};  // of a worker, during this job
     int penalty_ = 0, alone_ = 0;               // jobs without workers, and how many of them are left
-    std::vector<std::unique_ptr<Worker>> workers_;
+    std::vector<Worker> workers_;
     std::atomic<int> wanted_{0}, active_{0}, sleeping_{0};  // changed under the mutex, looked at without it
 };
 

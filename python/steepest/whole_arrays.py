@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steepest import _core
 from steepest.arrays import ArrayOrMapping, Layout, LongVector, Segment, is_torch
 from steepest.candidates import by_candidate
 from steepest.rounding_floor import spacing_norms
@@ -160,16 +161,17 @@ class _Run:
         if out is None:
             return difference(moves.run(after), moves.run(steps)).segments
         into = [x[: steps.stop - steps.start] for x in out]
-        with np.errstate(invalid="ignore", over="ignore"):
-            for a, b, x in zip(moves.segments(after), moves.segments(steps), into, strict=True):
-                np.subtract(a, b, out=x)
+        _core.difference(moves.segments(after), moves.segments(steps), into)
         return into
 
     def _spacings(self, begin: int, end: int) -> NDArray[np.float64]:
         params = None if self.info.rate else self.whole.get("params")
         if params is None:
             return np.full((end - begin, len(self.layout.shapes)), NAN)
-        return np.array([spacing_norms(params.run(slice(t, t + 1))) for t in range(begin, end)])
+        # All steps in one call: as if they were arrays of one step
+        segments = [s[t, ...] for t in range(begin, end) for s in params.whole.segments]
+        together = LongVector(segments, self.layout, params.whole.dtypes * (end - begin))
+        return np.array(spacing_norms(together)).reshape(end - begin, -1)
 
 
 @dataclass(frozen=True)
