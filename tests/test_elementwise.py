@@ -412,6 +412,7 @@ def test_products_of_whole_arrays_wait_until_they_are_asked_for(monkeypatch: pyt
     identify(grad=grad, update=update, family="scalar", rng=0)
     assert counted[1:] == ["step_grams"]  # of all steps at once
 
+
 def test_products_of_a_step() -> None:
     rng = np.random.default_rng(0)
     shapes = {"a": (7, 3), "b": (), "c": (5,)}
