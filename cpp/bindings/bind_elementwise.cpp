@@ -13,23 +13,12 @@ namespace {
 
 // References to the arrays of many pairs, as long as there are views of them.
 struct GivenPairs {
-    std::vector<Arrays> arrays;
+    std::vector<Arrays> grads, updates;
     Pairs pairs;
 
-    GivenPairs(const py::list& grads, const py::list& updates, std::pair<int, int> exponents) {
-        pairs.grad_exponent = exponents.first;
-        pairs.update_exponent = exponents.second;
-        add(grads, pairs.grad);
-        add(updates, pairs.update);
-    }
-
-private:
-    void add(const py::list& given, std::vector<Vector>& views) {
-        for (const py::handle& one : py::tuple(given)) {
-            arrays.push_back(to_arrays(one));
-            views.push_back(to_vector(arrays.back()));
-        }
-    }
+    GivenPairs(const py::list& grad, const py::list& update, std::pair<int, int> exponents)
+        : grads(to_each_arrays(grad)), updates(to_each_arrays(update)),
+          pairs{to_each_vector(grads), to_each_vector(updates), exponents.first, exponents.second} {}
 };
 
 struct GivenNumbers {
@@ -50,8 +39,7 @@ void bind_elementwise(py::module_& module) {
            const py::object& yg, const py::object& gg) {
             const GivenPairs given(grads, updates, exponents);
             const GivenNumbers sums(yy, yg, gg, Access::write);
-            const py::gil_scoped_release release;
-            return add_element_products(given.pairs, sums.numbers);
+            return without_gil(size_of(given.pairs.grad), [&] { return add_element_products(given.pairs, sums.numbers); });
         },
         py::arg("grads"), py::arg("updates"), py::arg("exponents"), py::arg("yy"), py::arg("yg"), py::arg("gg"),
         "Adds y^2, y g, g^2 of many pairs (y = -grad, g = update, over 2^exponents) element by element; returns whether "
@@ -60,11 +48,8 @@ void bind_elementwise(py::module_& module) {
         "fit_elements",
         [](const py::object& yy, const py::object& yg, const py::object& gg) {
             const GivenNumbers sums(yy, yg, gg, Access::write);
-            std::vector<SegmentFit> found;
-            {
-                const py::gil_scoped_release release;
-                found = fit_elements(sums.numbers);
-            }
+            const std::vector<SegmentFit> found =
+                without_gil(sums.numbers.yy.size(), [&] { return fit_elements(sums.numbers); });
             py::array_t<double> rows({static_cast<py::ssize_t>(found.size()), py::ssize_t{9}});
             auto at = rows.mutable_unchecked<2>();
             for (py::ssize_t s = 0; s < at.shape(0); ++s) {
@@ -86,11 +71,8 @@ void bind_elementwise(py::module_& module) {
            const py::object& d, const py::object& s) {
             const GivenPairs given(grads, updates, exponents);
             const GivenNumbers fit(p, d, s, Access::read);
-            std::vector<double> found;
-            {
-                const py::gil_scoped_release release;
-                found = diagonal_residuals(given.pairs, fit.numbers);
-            }
+            const std::vector<double> found =
+                without_gil(size_of(given.pairs.grad), [&] { return diagonal_residuals(given.pairs, fit.numbers); });
             const auto pairs = static_cast<py::ssize_t>(given.pairs.grad.size()),
                        segments = static_cast<py::ssize_t>(fit.numbers.yy.segments.size());
             return py::array_t<double>({pairs, segments, py::ssize_t{5}}, found.data());

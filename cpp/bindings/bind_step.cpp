@@ -30,8 +30,9 @@ public:
         const Vector a = to_vector(ends), b = to_vector(starts);
         std::vector<DType> types;
         for (const std::string& name : update_dtypes) types.push_back(to_dtype(name));
-        const py::gil_scoped_release release;
-        sums_ = std::make_unique<StepSums>(y_, a, b, types, floor_after ? Floor::after : Floor::before);
+        sums_ = without_gil(y_.size(), [&] {
+            return std::make_unique<StepSums>(y_, a, b, types, floor_after ? Floor::after : Floor::before);
+        });
     }
 
     const std::vector<double>& spacing_squares() const { return sums_->spacing_squares(); }
@@ -42,16 +43,14 @@ public:
         const std::vector<Accuracy> accuracies = to_accuracies(tolerances, rounding_squared);
         const Arrays updates = update.is_none() ? Arrays{} : to_arrays(update);
         const Vector g = to_vector(updates);
+        auto grams = without_gil(y_.size(), [&] { return sums_->grams(y_, update.is_none() ? nullptr : &g, accuracies); });
         std::vector<Gram> found;
         std::vector<std::size_t> open;
-        {
-            const py::gil_scoped_release release;
-            const double nan = std::numeric_limits<double>::quiet_NaN();
-            const ShortVector<double, 4> nans(4, nan);
-            for (auto& gram : sums_->grams(y_, update.is_none() ? nullptr : &g, accuracies)) {
-                if (!gram) open.push_back(found.size());
-                found.push_back(gram ? std::move(*gram) : Gram{2, nans, nans, nans, {0, 0}, nan, nan, false});
-            }
+        const double nan = std::numeric_limits<double>::quiet_NaN();
+        const ShortVector<double, 4> nans(4, nan);
+        for (auto& gram : grams) {
+            if (!gram) open.push_back(found.size());
+            found.push_back(gram ? std::move(*gram) : Gram{2, nans, nans, nans, {0, 0}, nan, nan, false});
         }
         return py::make_tuple(pair_rows(found), open);
     }
@@ -78,8 +77,7 @@ void bind_step(py::module_& module) {
             const Arrays ends = to_arrays(after), starts = to_arrays(before), outputs = to_arrays(out);
             const Vector a = to_vector(ends), b = to_vector(starts), target = to_vector(outputs, Access::write);
             require_no_overlap(outputs, {&ends, &starts}, {});
-            const py::gil_scoped_release release;
-            difference(a, b, target);
+            without_gil(target.size(), [&] { difference(a, b, target); });
         },
         py::arg("after"), py::arg("before"), py::arg("out"),
         "out = after - before, rounded to its types; it may be one of both.");
@@ -88,8 +86,7 @@ void bind_step(py::module_& module) {
         [](const py::object& x, const py::object& out, bool squares) {
             const Arrays inputs = to_arrays(x), outputs = to_arrays(out);
             const Vector source = to_vector(inputs), target = to_vector(outputs, Access::write);
-            const py::gil_scoped_release release;
-            return copy(source, target, squares);
+            return without_gil(target.size(), [&] { return copy(source, target, squares); });
         },
         py::arg("x"), py::arg("out"), py::arg("squares") = false,
         "Copies a vector to contiguous arrays; the sum of the squares of each, if asked for.");

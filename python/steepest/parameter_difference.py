@@ -55,6 +55,22 @@ class Difference:
     floor_after: bool = False
     in_place: bool = False
 
+    @classmethod
+    def of(cls, after: LongVector, before: LongVector) -> Difference:
+        """As NumPy rounds it; bfloat16 in float64, where it is exact.
+
+        Parameters
+        ----------
+        after, before : LongVector
+            Of one layout.
+
+        Returns
+        -------
+        Difference
+            In new memory, once it is formed.
+        """
+        return cls(after, before, difference_dtypes(after, before))
+
     def formed(self) -> LongVector:
         """The long vector.
 

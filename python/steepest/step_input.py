@@ -8,7 +8,7 @@ from typing import Any
 
 from steepest.arrays import Layout, LongVector, is_torch
 from steepest.candidates import by_candidate
-from steepest.parameter_difference import Difference, StepPass, difference_dtypes
+from steepest.parameter_difference import Difference, StepPass
 from steepest.rounding_floor import norms_of_squares, spacing_norms
 from steepest.row_format import check_names
 from steepest.step_rows import StepData, coarsest_of_blocks, ordered
@@ -148,7 +148,7 @@ def read_step(
         raise ValueError("expected params, grad or update in the first step, which names the blocks, got none")
     unformed = None
     if start is not None and end is not None:
-        unformed = Difference(end, start, difference_dtypes(end, start))
+        unformed = Difference.of(end, start)
         if not products_only or len(grads) > 1 or grads[0] is None:
             step, unformed = unformed.formed(), None
     losses = [number_of(x) for x in by_candidate(loss, "loss", candidates)]

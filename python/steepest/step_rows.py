@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from steepest import _core
 from steepest.alignment import angle_tolerance, scaled
-from steepest.arrays import EPSILON, ArrayOrMapping, Layout, LongVector, long_vector, widened
+from steepest.arrays import EPSILON, ArrayOrMapping, Layout, LongVector, long_vector
 from steepest.block_products import (
     MISSING,
     LagProducts,
@@ -34,7 +34,6 @@ from steepest.row_format import DTYPE_CODE, LAG_PRODUCTS, NAN, STATUS_CODE
 __all__ = [
     "StepData",
     "coarsest_of_blocks",
-    "difference",
     "fill_lags",
     "fill_pairs",
     "fill_skipped",
@@ -412,31 +411,6 @@ def _lag_fields(lags: Sequence[LagProducts | None]) -> tuple[tuple[float, ...], 
     columns = list(zip(*((MISSING,) * 4 if one is None else one for one in lags), strict=True))
     numbers = (tuple(p[i] for p in column) for column in columns for i in range(3))
     return *numbers, *(tuple(p.exponent for p in column) for column in columns)
-
-
-def difference(after: LongVector, before: LongVector) -> LongVector:
-    """params_next - params; bfloat16 in float64, where it is exact.
-
-    Parameters
-    ----------
-    after, before : LongVector
-        Of one layout.
-
-    Returns
-    -------
-    LongVector
-        In the wider dtype of the two.
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        segments = [
-            np.asarray(np.subtract(_computable(a, i), _computable(b, j)))
-            for a, i, b, j in zip(after.segments, after.dtypes, before.segments, before.dtypes, strict=True)
-        ]
-    return LongVector(segments, after.layout, tuple(s.dtype.name for s in segments))
-
-
-def _computable(segment: NDArray[Any], dtype: str) -> NDArray[Any]:
-    return widened(segment, dtype) if dtype == "bfloat16" else segment
 
 
 def ordered(x: ArrayOrMapping, name: str, layout: Layout | None) -> LongVector:

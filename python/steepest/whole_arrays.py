@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from steepest import _core
 from steepest.arrays import ArrayOrMapping, Layout, LongVector, Segment, is_torch
 from steepest.candidates import by_candidate
+from steepest.parameter_difference import Difference, difference_dtypes
 from steepest.rounding_floor import spacing_norms
 from steepest.row_format import NAN, RecordingInfo, check_names, row_dtype
 from steepest.step_batches import StepBatch, fill_batch, is_direct, steps_at_once
 from steepest.step_input import StepInput
-from steepest.step_rows import StepData, difference, fill_step, ordered
+from steepest.step_rows import StepData, fill_step, ordered
 from steepest.units import Units
 from steepest.vector_store import StoredStep, as_arrays
 
@@ -112,22 +113,19 @@ class _Run:
             return 0
         count = min(self.updates, *(self.whole[name].length for name in self.grads))
         grads, moves = [self.whole[name] for name in self.grads], self.whole[names[-1]]
-        if self.differences and "bfloat16" in moves.whole.dtypes:  # formed in float64, see `difference`
-            return 0
-        one = slice(0, 1)
-        if count == 0 or not all(is_direct(x.segments(one), self._updates(moves, one)) for x in grads):
-            return 0
         lag = self.info.lag
         at_once = steps_at_once(self.layout.size, self._blocks)
-        buffers = None
+        updates = moves.whole.segments
         if self.differences:
             at_once = max(at_once, lag)
-            longest = min(at_once + lag, count)
-            buffers = [np.empty((longest, *s.shape[1:]), s.dtype) for s in self._updates(moves, one)]
+            shapes, dtypes = self.layout.shapes, difference_dtypes(moves.whole, moves.whole)
+            updates = [np.empty((min(at_once + lag, count), *s), d) for s, d in zip(shapes, dtypes, strict=True)]
+        if count == 0 or not all(is_direct(x.whole.segments, updates) for x in grads):
+            return 0
         for begin in range(0, count, at_once):
             end, history = min(begin + at_once, count), min(begin, lag)
             steps = slice(begin - history, end)
-            update = self._updates(moves, steps, buffers)
+            update = self._differences(moves, steps, updates) if self.differences else moves.segments(steps)
             spacings = self._spacings(begin, end)
             for c, grad in enumerate(grads):
                 loss, time = (_between(x, begin, end) for x in (self.losses[c], self.times))
@@ -154,14 +152,10 @@ class _Run:
                     fill_step(own, t, one, [before[c] for before in previous])
             previous.appendleft(data)
 
-    def _updates(self, moves: _Steps, steps: slice, out: list[NDArray[Any]] | None = None) -> list[Segment]:
-        if not self.differences:
-            return moves.segments(steps)
-        after = slice(steps.start + 1, steps.stop + 1)
-        if out is None:
-            return difference(moves.run(after), moves.run(steps)).segments
+    @staticmethod
+    def _differences(params: _Steps, steps: slice, out: list[Segment]) -> list[Segment]:
         into = [x[: steps.stop - steps.start] for x in out]
-        _core.difference(moves.segments(after), moves.segments(steps), into)
+        _core.difference(params.segments(slice(steps.start + 1, steps.stop + 1)), params.segments(steps), into)
         return into
 
     def _spacings(self, begin: int, end: int) -> NDArray[np.float64]:
@@ -193,14 +187,10 @@ class _Steps:
         """Views of some steps, which stay the first axis."""
         return [s[steps] for s in self.whole.segments]
 
-    def run(self, steps: slice) -> LongVector:
-        """The same as a long vector."""
-        return LongVector(self.segments(steps), self.layout, self.whole.dtypes)
-
     def step(self, t: int) -> LongVector | None:
         """The difference of parameters."""
         before, after = self.at(t), self.at(t + 1)
-        return None if before is None or after is None else difference(after, before)
+        return None if before is None or after is None else Difference.of(after, before).formed()
 
     def of_user(self, t: int) -> ArrayOrMapping | None:
         """Step t of the arrays as they were given."""

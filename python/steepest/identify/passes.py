@@ -132,11 +132,8 @@ class Model(Protocol):
         """
 
 
-class TogetherModel(Protocol):
+class _Batches(Protocol):
     """A family that takes several steps at a time while it is fitted; otherwise as `Model`."""
-
-    def clear(self) -> None:
-        """Forget all steps."""
 
     def add(self, steps: Sequence[ScaledStep]) -> bool:
         """Take more of the fitted steps.
@@ -168,6 +165,13 @@ class TogetherModel(Protocol):
         ndarray, shape (steps, arrays, 5)
             Not finite for a step that is not.
         """
+
+
+class TogetherModel(_Batches, Protocol):
+    """One that may see the steps twice."""
+
+    def clear(self) -> None:
+        """Forget all steps."""
 
 
 @dataclass(frozen=True)
@@ -291,9 +295,6 @@ class _OneByOne:
         self._model = model
         self.fit = model.fit
 
-    def clear(self) -> None:
-        raise NotImplementedError("the steps are not read twice")
-
     def add(self, steps: Sequence[ScaledStep]) -> bool:
         for step in steps:
             self._model.add(step)
@@ -304,7 +305,7 @@ class _OneByOne:
 
 
 def _pass(
-    steps: Steps, split: int, progress: bool, family: str, model: TogetherModel, together: int, look: bool
+    steps: Steps, split: int, progress: bool, family: str, model: _Batches, together: int, look: bool
 ) -> Pass | None:
     """With `look` the norms of every step come first; without, None if a step turns out not to be finite."""
     require_vectors(steps, family)

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from steepest.parameter_difference import Difference
 from steepest.progress import shown
 from steepest.recorder import Recorder
 from steepest.recording import Recording
 from steepest.row_format import GradientSource, Keep, Objective
 from steepest.sources.opening import open_source
 from steepest.sources.source import Source, SourceStep
-from steepest.step_rows import difference, ordered
+from steepest.step_rows import ordered
 from steepest.vector_store import StoredStep, as_arrays
 
 __all__ = ["record_source"]
@@ -105,7 +106,7 @@ class _Vectors:
             after = self._source.step(t + 1)
             self._next = t + 1, after
             before = ordered(step.params, "params", None)
-            update = as_arrays(difference(ordered(after.params, "params", before.layout), before))
+            update = as_arrays(Difference.of(ordered(after.params, "params", before.layout), before).formed())
         return StoredStep(step.params, step.grad, update)
 
 
